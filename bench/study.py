@@ -1,0 +1,119 @@
+"""The README's table of the miniature: ScPO and its controls over several seeds, on the test problems.
+
+    python bench/study.py                                            # 5 seeds, about an hour and a half on two cores
+    python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # another M0
+
+Every run is `python train.py` with the options below; runs that exist are kept, so the study can be stopped at any time.
+Prints Markdown: mean ± standard error over the seeds. A seed changes sampling, ties and the order of the pairs, and the
+questions the model writes; the given questions, the test problems and M0 stay the same.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tasks.toy.make import solve  # noqa: E402
+from vote import (  # noqa: E402
+    InputError,
+    extract_answer,
+    option,
+    parse_options,
+    read_jsonl,
+    response_answers,
+    run_script,
+    write_jsonl,
+)
+
+SETTINGS = {
+    "scpo": ("ScPO", []),
+    "given": ("ScPO, no self-written problems", ["--new-problems", "0"]),
+    "coin": ("control: a coin decides which is chosen", ["--supervision", "coin"]),
+    "gold": ("gold pairs (uses labels)", ["--supervision", "gold", "--new-problems", "0", "--extra", "0"]),
+}
+
+
+@dataclass
+class Options:
+    model: str = option(str(ROOT / "tasks/toy/model"), "M0")
+    out: str = option("runs/study", "folder of the runs")
+    seeds: int = option(5, "runs per setting, seeds 0, 1, …")
+    settings: tuple[str, ...] = option(tuple(SETTINGS), "which rows to make")
+
+
+def train(options: Options, setting: str, seed: int) -> Path:
+    """Run or continue one run; its folder."""
+    folder = Path(options.out) / f"{setting}-{seed}"
+    extra = list(SETTINGS[setting][1])
+    if setting == "gold":  # the shipped training questions have no answers: the solver knows them
+        labelled = Path(options.out) / "train-with-answers.jsonl"
+        if not labelled.exists():
+            rows = read_jsonl(ROOT / "tasks/toy/train.jsonl")
+            write_jsonl(labelled, [row | {"answer": f"#### {solve(row['question'])}"} for row in rows])
+        extra += ["--problems", str(labelled)]
+    command = [sys.executable, str(ROOT / "train.py"), "--model", options.model, "--seed", str(seed), "--out", str(folder)]
+    if subprocess.run(command + extra, stdout=subprocess.DEVNULL).returncode:
+        raise InputError(f"the run {folder} failed; its message stands above")
+    return folder
+
+
+def cell(values: list[float], scale: float = 100.0) -> str:
+    """Mean ± standard error over seeds."""
+    mean = scale * statistics.fmean(values)
+    return f"{mean:.1f} ± {scale * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def rows_of(name: str, folders: list[Path]) -> list[str]:
+    """One line per round of a setting."""
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    lines = []
+    for t in ("M0", "M1", "M2"):
+        entries = [r[t] for r in results]
+        step = "" if t == "M0" else cell([r[t]["greedy"] - r[f"M{int(t[1]) - 1}"]["greedy"] for r in results])
+        pairs = "" if t == "M0" else f"{statistics.fmean(e['pairs'] for e in entries):.0f}"
+        lines.append(f"| {name} | {t} | {cell([e['greedy'] for e in entries])} | {step} | "
+                     f"{cell([e['self_consistency'] for e in entries])} | {cell([e['vote_share'] for e in entries])} | "
+                     f"{pairs} |")
+    return lines
+
+
+def written_problems(folders: list[Path]) -> str:
+    """How good the model's own problems of the last round are, by the solver."""
+    asked = answerable = right = voted = 0
+    for folder in folders:
+        for row in read_jsonl(folder / "M2/responses.jsonl"):
+            if "new" in row["id"]:
+                answer = solve(row["question"])
+                asked, answerable = asked + 1, answerable + (answer is not None)
+                if answer is not None:
+                    answers = [a for a in response_answers(row, "toy") if a is not None]
+                    voted += bool(answers)
+                    right += bool(answers) and max(set(answers), key=answers.count) == extract_answer(f"#### {answer}", "toy")
+    return (f"Self-written problems of round 2: {asked / len(folders):.0f} a run, {100 * answerable / max(asked, 1):.1f} % "
+            f"well-formed and answerable; on those the majority is right in {100 * right / max(voted, 1):.1f} %.")
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    unknown = set(options.settings) - set(SETTINGS)
+    if unknown:
+        raise InputError(f"--settings: unknown {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
+    folders: dict[str, list[Path]] = {setting: [] for setting in options.settings}
+    for seed in range(options.seeds):
+        for setting in options.settings:
+            folders[setting].append(train(options, setting, seed))
+            print(f"{folders[setting][-1]}: done", file=sys.stderr)
+    print("| | | greedy % | gain | self-consistency % | vote share % | pairs |\n|---|---|---|---|---|---|---|")
+    for setting, runs in folders.items():
+        print("\n".join(rows_of(SETTINGS[setting][0], runs)))
+    if "scpo" in folders:
+        print("\n" + written_problems(folders["scpo"]))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,315 @@
+"""Llama 2, 3, 3.1 and 3.2 in one file: the forward pass, its key/value cache, and Hugging Face checkpoint folders.
+
+Parameters carry the names and the layout of a Hugging Face checkpoint, so loading is a strict copy and no conversion
+exists. References: Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), grouped-query
+attention (arXiv 2305.13245), SwiGLU (arXiv 2002.05202), RMSNorm (arXiv 1910.07467).
+
+Letters in shape comments
+    B  rows of the batch           T  tokens of this call           S  keys in sight: cached tokens + T
+    C  hidden_size                 V  vocab_size                    D  head_dim
+    H  num_attention_heads         K  num_key_value_heads           F  intermediate_size
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vote import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of `config.json` that the forward pass reads, under Hugging Face's names."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: dict  # rope_type ("default" or "llama3"), rope_theta and, for llama3, its four scaling numbers
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: dict, where: str = "config.json") -> "Config":
+        """Read a parsed `config.json`. Raises InputError, naming `where`, if it does not describe a Llama."""
+        if raw.get("model_type") != "llama":
+            raise InputError(f"{where}: model_type is {raw.get('model_type')!r}, only 'llama' can be loaded")
+        if raw.get("hidden_act", "silu") != "silu":
+            raise InputError(f"{where}: hidden_act is {raw['hidden_act']!r}, a Llama has 'silu'")
+        # transformers 5 writes one `rope_parameters`; before, `rope_theta` stood beside an optional `rope_scaling`.
+        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
+        rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+        needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        if rope["rope_type"] not in ("default", "llama3"):
+            raise InputError(f"{where}: rope_type {rope['rope_type']!r} is not supported, only 'default' and 'llama3'")
+        if rope["rope_type"] == "llama3" and not all(name in rope for name in needed):
+            raise InputError(f"{where}: llama3 rope scaling needs {', '.join(needed)}")
+        known = {"rope": rope, **{f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}}
+        known.setdefault("num_key_value_heads", raw.get("num_attention_heads"))
+        known.setdefault("rms_norm_eps", 1e-6)
+        missing = [name for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                                     "num_attention_heads") if name not in known]
+        if missing:
+            raise InputError(f"{where}: has no {', '.join(missing)}")
+        known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
+        return cls(**known)
+
+
+class KVCache:
+    """Keys and values of the tokens read so far; an argument of the forward pass, owned by the caller.
+
+    `lengths` (B,) counts the tokens of each row. Rows may differ: a row's next token goes to its own slot
+    `lengths[row]`, and slots at or beyond it are never attended to, whatever they hold.
+    """
+
+    def __init__(self, config: Config, rows: int, slots: int, dtype: torch.dtype, device: torch.device):
+        shape = (rows, config.num_key_value_heads, slots, config.head_dim)  # (B, K, slots, D), as attention reads it
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (a long tensor): one row repeated shares its prompt among samples, one left out is dropped."""
+        self.keys = [k.index_select(0, rows) for k in self.keys]
+        self.values = [v.index_select(0, rows) for v in self.values]
+        self.lengths = self.lengths.index_select(0, rows)
+
+    def append(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, T, K, D) at `positions` (B, T); return the first `seen` slots, (B, K, S, D) each."""
+        rows = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
+        self.keys[layer][rows, :, positions] = k
+        self.values[layer][rows, :, positions] = v
+        return self.keys[layer][:, :, :seen], self.values[layer][:, :, :seen]
+
+
+def rope_frequencies(config: Config, device: torch.device) -> Tensor:
+    """Angle per position of each pair of features, (D/2,), fp32. Llama 3.1's scaling slows the slow ones further."""
+    exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim  # (D/2,)
+    frequencies = 1.0 / config.rope["rope_theta"] ** exponent
+    if config.rope["rope_type"] == "llama3":
+        low, high = config.rope["low_freq_factor"], config.rope["high_freq_factor"]
+        turns = config.rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # over the old context
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast, left alone; 0: slow, divided by the factor
+        frequencies = frequencies * (keep + (1 - keep) / config.rope["factor"])
+    return frequencies
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on x (B, T, heads, D) with cos, sin (B, T, 1, D/2).
+
+    Hugging Face's layout pairs feature i with i + D/2. Meta's original files pair 2i with 2i + 1: their query and key
+    matrices are permuted on the way to a Hugging Face folder, which is why nothing is permuted here.
+    """
+    first, second = x.chunk(2, dim=-1)  # (B, T, heads, D/2) each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()  # the mean of squares overflows half precision
+        return self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.head_dim = config.head_dim
+        queries, pairs = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, pairs, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, pairs, bias=config.attention_bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: "Place | None", layer: int) -> Tensor:
+        q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), *rope)  # (B, T, H, D)
+        k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rope)  # (B, T, K, D)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, K, D)
+        if place is None:
+            k, v, mask = k.transpose(1, 2), v.transpose(1, 2), None  # (B, K, T, D)
+        else:
+            (k, v), mask = place.cache.append(layer, k, v, place.positions, place.seen), place.mask  # (B, K, S, D)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None,
+                                           enable_gqa=True)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside, (B, T, C) out
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: "Place | None", layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, place, layer)  # (B, T, C)
+        return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, C)
+
+
+@dataclass
+class Place:
+    """Where the T new tokens of a cached call stand: the same for every layer, so worked out once."""
+
+    cache: KVCache
+    positions: Tensor  # (B, T)
+    seen: int  # S, slots that any row can see
+    mask: Tensor  # (B, 1, T, S), True where a query may look
+
+    @classmethod
+    def after(cls, cache: KVCache, new: int) -> "Place":
+        positions = cache.lengths[:, None] + torch.arange(new, device=cache.lengths.device)  # (B, T)
+        seen = int(positions.max()) + 1
+        slots = torch.arange(seen, device=positions.device)  # (S,)
+        return cls(cache, positions, seen, (slots <= positions[:, :, None])[:, None])
+
+
+class Body(nn.Module):
+    """All of Llama but the vocabulary projection; its final hidden states feed log-probs, sampling and reward heads."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens (B, T) → final hidden states (B, T, C). With a cache, the tokens follow and join those it holds."""
+        x = self.embed_tokens(tokens)  # (B, T, C)
+        place = Place.after(cache, tokens.shape[1]) if cache is not None else None
+        positions = place.positions if place else torch.arange(tokens.shape[1], device=tokens.device)[None]  # (B|1, T)
+        angles = positions[..., None, None] * rope_frequencies(self.config, tokens.device)  # (B|1, T, 1, D/2), fp32
+        rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        for layer, block in enumerate(self.layers):
+            x = block(x, rope, place, layer)
+        if cache is not None:
+            cache.lengths = cache.lengths + tokens.shape[1]
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """A causal language model: `model(tokens)` with tokens (B, T) gives logits (B, T, V).
+
+    Rows shorter than T are padded on the right: attention is causal, so padding never reaches a real token.
+    """
+
+    def __init__(self, config: Config, raw_config: dict):
+        super().__init__()
+        self.config = config
+        self.raw_config = raw_config  # config.json as it was read, so that saving loses no field
+        self.model = Body(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final hidden states (..., C) → logits (..., V)."""
+        tied = self.config.tie_word_embeddings
+        return F.linear(hidden, self.model.embed_tokens.weight if tied else self.lm_head.weight)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.head(self.model(tokens, cache))  # (B, T, V)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32,
+                        device: str | torch.device = "cpu") -> "Llama":
+        """Load `config.json` and `model.safetensors` (or the shards of `model.safetensors.index.json`), strictly.
+
+        Built on the meta device, so every tensor must come from the files, each with its exact shape, and none may be
+        left over. Raises InputError naming the file and what is wrong with it.
+        """
+        folder = Path(folder)
+        raw = read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
+        with torch.device("meta"):
+            model = cls(Config.from_dict(raw, str(folder / "config.json")), raw)
+        expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+        state = {}
+        for path in weight_files(folder):
+            try:
+                with safe_open(path, framework="pt", device=str(device)) as tensors:
+                    for name in tensors.keys():
+                        if name.endswith("rotary_emb.inv_freq"):  # a table some Llama 2 folders carry; computed here
+                            continue
+                        shape = tuple(tensors.get_slice(name).get_shape())
+                        if name not in expected:
+                            raise InputError(f"{path}: tensor {name} does not belong to this config.json")
+                        if shape != expected[name]:
+                            raise InputError(f"{path}: tensor {name} is {shape}, config.json asks {expected[name]}")
+                        state[name] = tensors.get_tensor(name).to(dtype)
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+        absent = sorted(expected.keys() - state.keys())
+        if absent:
+            raise InputError(f"{folder}: {len(absent)} tensors are missing from the weights, the first is {absent[0]}")
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, a folder that `from_pretrained` and `transformers` load."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        raw = {**self.raw_config, "dtype": str(self.model.norm.weight.dtype).removeprefix("torch.")}
+        raw.pop("torch_dtype", None)  # the older spelling of "dtype", which would contradict it
+        try:
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"{folder}/model.safetensors: cannot be written ({error})") from error
+        (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, hint: str) -> dict:
+    """A JSON object from `path`. Raises InputError with `hint` if the file is missing, or where it is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {hint}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: the single one, or the shards that its index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        if not (folder / "model.safetensors").exists():
+            raise InputError(f"{folder}: has neither model.safetensors nor model.safetensors.index.json")
+        return [folder / "model.safetensors"]
+    shards = sorted(set(read_json(index, "").get("weight_map", {}).values()))
+    if not shards:
+        raise InputError(f"{index}: its weight_map names no file")
+    for shard in shards:
+        if not (folder / shard).exists():
+            raise InputError(f"{folder / shard}: no such file, but {index.name} names it; copy the missing shard")
+    return [folder / shard for shard in shards]

@@ -1,0 +1,378 @@
+"""Sampling: k responses to each problem, and new problems in the style of given ones.
+
+    python sample.py --task toy --limit 20 --out /tmp/responses.jsonl
+    python sample.py --task gsm8k --model DIR --problems train.jsonl --k 8 --out responses.jsonl
+    python vote.py /tmp/responses.jsonl                                 # then look at the votes
+
+`generate` reads each prompt once, shares its keys and values among the k rows that continue it, and drops rows as they
+finish. The random numbers of a response depend only on (seed, prompt, sample number, position), never on what else is
+in the batch: a problem gets the same samples alone and among a thousand others.
+
+Letters in shape comments
+    P  prompts of a batch      R  rows: P·k, less those dropped      T  longest prompt      V  vocab_size
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from model import KVCache, Llama, read_json
+from vote import EXTRACTORS, InputError, option, parse_options, read_jsonl, run_script, show_votes, write_jsonl
+
+TASKS = Path(__file__).parent / "tasks"
+NUCLEUS = 1024  # likeliest tokens looked at first; only if they hold less than top_p is the whole vocabulary sorted
+DROP_BELOW = 7 / 8  # of the rows unfinished: dropping copies the cache, so not for every single row that ends
+STOP_TEXT_EVERY = 8  # tokens between two looks for a stop string, since looking decodes every row
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From logits to tokens
+
+
+@dataclass
+class Response:
+    tokens: list[int]  # without the stop token
+    ended: bool  # False: cut off at max_new_tokens
+
+
+def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token per row from logits (R, V) and uniforms (R,) in [0, 1): (R,).
+
+    temperature 0 is greedy. Otherwise the smallest set of likeliest tokens whose probability reaches `top_p` (nucleus
+    sampling, arXiv 1904.09751), walked from the likeliest until its share exceeds the uniform (inverse CDF).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits.float() / temperature, dim=-1)  # (R, V)
+    likeliest, ids = probs.topk(min(NUCLEUS, probs.shape[-1]), dim=-1)  # (R, N), descending
+    if likeliest.shape[-1] < probs.shape[-1] and likeliest.sum(-1).min() < top_p:
+        likeliest, ids = probs.sort(dim=-1, descending=True)  # (R, V)
+    reached = likeliest.cumsum(-1)
+    nucleus = likeliest * (reached - likeliest < top_p)  # zero from where the tokens before already hold top_p
+    reached = nucleus.cumsum(-1)
+    index = (reached <= uniforms[:, None] * reached[:, -1:]).sum(-1)  # (R,) first token past the uniform
+    last = (nucleus > 0).sum(-1) - 1  # rounding may push the index one too far
+    return ids.gather(-1, torch.minimum(index, last)[:, None])[:, 0]
+
+
+def uniforms_of(seed: Sequence[int], prompt: list[int], samples: range, length: int) -> np.ndarray:
+    """(len(samples), length) uniforms in [0, 1), a function of seed, prompt, sample number and position alone."""
+    problem = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())
+    return np.stack([np.random.default_rng([*seed, problem, sample]).random(length, dtype=np.float32)
+                     for sample in samples])
+
+
+@torch.inference_mode()
+def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: int, temperature: float = 0.7,
+             top_p: float = 0.9, stop_ids: Sequence[int] = (), seed: int | Sequence[int] = 0, first_sample: int = 0,
+             rows: int = 512, stopped: Callable[[list[int]], bool] | None = None,
+             progress: str = "") -> list[list[Response]]:
+    """k responses to each prompt (token lists), in the order of `prompts`.
+
+    seed may be several numbers, say (seed, round). Samples are numbered from `first_sample`. At most `rows` responses
+    are decoded at once. `stopped(tokens)` may end a response by its text. `progress` names a tqdm bar, in tokens.
+    """
+    seed = [seed] if isinstance(seed, int) else list(seed)
+    longest = max(map(len, prompts), default=0)
+    limit = model.raw_config.get("max_position_embeddings", longest + max_new_tokens)
+    if longest + max_new_tokens > limit:
+        raise InputError(f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's "
+                         f"max_position_embeddings {limit}; lower --max-new-tokens or drop the longest problems")
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
+    responses: list[list[Response]] = [[] for _ in prompts]
+    with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress, leave=False) as bar:
+        for start in range(0, len(order), max(1, rows // k)):
+            batch = order[start : start + max(1, rows // k)]
+            uniforms = np.concatenate([
+                uniforms_of(seed, prompts[i], range(first_sample, first_sample + k), max_new_tokens) for i in batch])
+            cache, logits = prefill(model, [prompts[i] for i in batch], k, max_new_tokens)
+            choose = lambda logits, live, step: next_token(
+                logits, torch.from_numpy(uniforms[live, step]).to(logits.device), temperature, top_p)
+            decoded = decode(model, cache, logits, choose, max_new_tokens, set(stop_ids), stopped, bar)
+            for place, i in enumerate(batch):
+                responses[i] = decoded[place * k : (place + 1) * k]
+            bar.set_postfix_str(f"{min(start + len(batch), len(order))}/{len(order)} prompts")
+    return responses
+
+
+def prefill(model: Llama, prompts: list[list[int]], k: int, max_new_tokens: int) -> tuple[KVCache, Tensor]:
+    """Read each prompt once; the cache and the next token's logits (R, V), each prompt's repeated for its k rows."""
+    device = model.model.norm.weight.device
+    lengths = torch.tensor([len(p) for p in prompts], device=device)  # (P,)
+    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (P, T), padded on the right
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    cache = KVCache(model.config, len(prompts), tokens.shape[1] + max_new_tokens, model.model.norm.weight.dtype, device)
+    hidden = model.model(tokens.to(device), cache)  # (P, T, C)
+    cache.lengths = lengths  # what padding wrote lies beyond: never seen, later overwritten
+    logits = model.head(hidden[torch.arange(len(prompts), device=device), lengths - 1])  # (P, V)
+    share = torch.arange(len(prompts), device=device).repeat_interleave(k)  # (R,)
+    cache.select(share)
+    return cache, logits[share]
+
+
+def decode(model: Llama, cache: KVCache, logits: Tensor, choose: Callable, max_new_tokens: int, stop_ids: set[int],
+           stopped: Callable[[list[int]], bool] | None, bar: tqdm) -> list[Response]:
+    """Continue every row of the cache until a stop or max_new_tokens; `choose(logits, live, step)` picks the tokens."""
+    responses = [Response([], False) for _ in range(len(logits))]
+    live = np.arange(len(logits))  # (R,) the response that each row of the cache is writing
+    for step in range(max_new_tokens):
+        tokens = choose(logits, live, step)  # (R,)
+        unfinished = []
+        for row, (response, token) in enumerate(zip([responses[i] for i in live], tokens.tolist())):
+            if not response.ended:
+                response.ended = token in stop_ids
+                response.tokens += [] if response.ended else [token]
+                if stopped and step % STOP_TEXT_EVERY == 0 and stopped(response.tokens):
+                    response.ended = True
+                unfinished += [] if response.ended else [row]
+        bar.update(len(unfinished))
+        if not unfinished or step + 1 == max_new_tokens:
+            break
+        if len(unfinished) <= DROP_BELOW * len(live):
+            rows = torch.tensor(unfinished, device=tokens.device)
+            cache.select(rows)
+            live, tokens = live[unfinished], tokens[rows]
+        logits = model(tokens[:, None], cache)[:, 0]  # (R, V)
+    return responses
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks, text and problems
+
+
+@dataclass(frozen=True)
+class Task:
+    """`tasks/NAME/task.json`: how problems are shown to a model, and the defaults of its runs."""
+
+    name: str
+    prompt: str  # what a base model reads, with {question}
+    chat: str  # what a chat model is told, with {question}
+    example: str  # one seed problem among those shown to the problem writer, with {question}
+    new_problem: str  # what the writer reads, with {examples}; it continues with one question and a newline
+    defaults: dict  # option name → value; per-round options hold a list
+    stop: tuple[str, ...] = ()  # strings that end a base model's response, which tends to run on with another problem
+
+    @classmethod
+    def load(cls, name: str) -> "Task":
+        path = TASKS / name / "task.json"
+        if not path.exists() or name not in EXTRACTORS:
+            found = sorted(p.parent.name for p in TASKS.glob("*/task.json") if p.parent.name in EXTRACTORS)
+            raise InputError(f"--task {name}: no such task; there are {', '.join(found)}")
+        return cls(name=name, **read_json(path, "a task is a folder with a task.json"))
+
+    def file(self, name: str) -> str | None:
+        """The default model, problems or test set: shipped with the miniature, None for the other tasks."""
+        return str(TASKS / self.name / self.defaults[name]) if name in self.defaults else None
+
+
+# How each family of chat models marks turns, and the token that closes one. "plain" adds nothing: base models.
+CHATS = {
+    "plain": ("{prompt}", None),
+    "chatml": ("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "llama3": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
+               "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+}
+
+
+class Text:
+    """The text side of a checkpoint folder: its tokenizer, its chat format, and the tokens that end a response."""
+
+    def __init__(self, folder: str | Path, chat: str = "auto"):
+        """chat: a key of CHATS, or "auto": read off the folder's files. Raises InputError for an unusable folder."""
+        folder = Path(folder)
+        if not (folder / "tokenizer.json").exists():
+            raise InputError(f"{folder}: has no tokenizer.json; copy it from the original checkpoint")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exceptions
+            raise InputError(f"{folder}/tokenizer.json: not a tokenizer file ({error})") from error
+        settings = folder / "tokenizer_config.json"
+        has_template = (folder / "chat_template.jinja").exists() or (
+            settings.exists() and "chat_template" in read_json(settings, ""))
+        if chat == "auto":
+            marks = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}
+            found = [name for name, mark in marks.items() if has_template and self.tokenizer.token_to_id(mark)]
+            chat = found[0] if found else "plain"
+        if chat not in CHATS:
+            raise InputError(f"--chat {chat}: unknown, choose from auto, {', '.join(CHATS)}")
+        self.chat = chat
+        self.frame, closing = CHATS[chat]
+        if closing and self.tokenizer.token_to_id(closing) is None:
+            raise InputError(f"--chat {chat}: the tokenizer of {folder} has no {closing} token; try --chat plain")
+        stops = []
+        for name in ("generation_config.json", "config.json"):
+            if (folder / name).exists():
+                ids = read_json(folder / name, "").get("eos_token_id")
+                stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        stops = ([self.tokenizer.token_to_id(closing)] if closing else []) + stops
+        if not stops:
+            raise InputError(f"{folder}: neither generation_config.json nor config.json names an eos_token_id")
+        self.eos = stops[0]  # what a response is trained to end with
+        self.stop_ids = sorted(set(stops))
+
+    def prompt(self, task: Task, question: str) -> str:
+        plain = self.chat == "plain"
+        return self.frame.replace("{prompt}", (task.prompt if plain else task.chat).replace("{question}", question))
+
+    def writer_prompt(self, task: Task, questions: Sequence[str]) -> str:
+        examples = "".join(task.example.replace("{question}", " ".join(q.split())) for q in questions)
+        return self.frame.replace("{prompt}", task.new_problem.replace("{examples}", examples))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Tokens of a prompt. The tokenizer adds its own BOS, unless the chat format has already written one."""
+        return self.tokenizer.encode(text, add_special_tokens=not text.startswith("<|begin_of_text|>")).ids
+
+    def encode_response(self, text: str) -> list[int]:
+        """Tokens of a response as it is trained on: encoded apart from its prompt, and ended."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids + [self.eos]
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def newline_ids(self) -> list[int]:
+        """Every token that contains a line break: they end a new problem, which is one line."""
+        return [i for i in range(self.tokenizer.get_vocab_size()) if "\n" in self.decode([i])]
+
+
+def read_problems(path: str | Path, limit: int = 0) -> list[dict]:
+    """Problems of a JSON-lines file: `question`, perhaps `answer` (worked, ending in `#### N`) and `id`.
+
+    Only the first `limit` if positive. Raises InputError for a missing or empty file, a broken line, a line without
+    a question.
+    """
+    problems = read_jsonl(path, required=("question",))
+    if not problems:
+        raise InputError(f"{path}: holds no problem")
+    stem = Path(path).stem
+    return [{"id": f"{stem}-{i}", **row} for i, row in enumerate(problems)][: limit or None]
+
+
+def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], k: int, *, temperature: float,
+                    top_p: float, max_new_tokens: int, seed: Sequence[int], first_sample: int = 0, rows: int = 512,
+                    progress: str = "") -> list[dict]:
+    """k responses to each problem: rows for `responses.jsonl`, in order. Gold answers are not looked at, nor copied."""
+    stops = task.stop if text.chat == "plain" else ()
+    stopped = (lambda tokens: any(s in text.decode(tokens) for s in stops)) if stops else None
+    prompts = [text.prompt(task, p["question"]) for p in problems]
+    sampled = generate(model, [text.encode_prompt(p) for p in prompts], k, max_new_tokens=max_new_tokens,
+                       temperature=temperature, top_p=top_p, stop_ids=text.stop_ids, seed=seed,
+                       first_sample=first_sample, rows=rows, stopped=stopped, progress=progress)
+    rows_out = []
+    for problem, prompt, responses in zip(problems, prompts, sampled):
+        texts, ended = [], []
+        for response in responses:
+            whole = text.decode(response.tokens)
+            cut = min((whole.find(s) for s in stops if s in whole), default=len(whole))
+            texts.append(whole[:cut])
+            ended.append(response.ended or cut < len(whole))
+        rows_out.append({"id": problem["id"], "question": problem["question"], "prompt": prompt, "responses": texts,
+                         "ended": ended})
+    return rows_out
+
+
+def same_text(question: str) -> str:
+    """What two copies of a question share: their words, whatever the case, spacing and punctuation."""
+    return " ".join("".join(c if c.isalnum() else " " for c in question.lower()).split())
+
+
+def write_problems(model: Llama, text: Text, task: Task, questions: list[str], count: int, *, known: list[str],
+                   temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int],
+                   name: str = "new", rows: int = 512) -> tuple[list[dict], dict]:
+    """New problems in the style of `questions` (paper, section 2): four random ones as examples, then an open line.
+
+    Only questions are written, no answers. Those cut off, empty, or equal to one of `questions`, of `known` or to each
+    other are dropped. Returns the problems kept, and how many of the `count` were dropped for which reason.
+    """
+    draw = random.Random(f"{list(seed)} examples")
+    prompts = [text.writer_prompt(task, draw.sample(questions, min(4, len(questions)))) for _ in range(count)]
+    sampled = generate(model, [text.encode_prompt(p) for p in prompts], 1, max_new_tokens=max_new_tokens,
+                       temperature=temperature, top_p=top_p, seed=seed, rows=rows,
+                       stop_ids=text.newline_ids() + text.stop_ids, progress=f"{name}: writing problems")
+    seen = {same_text(q) for q in [*questions, *known]}
+    kept, dropped = [], {"cut off": 0, "empty": 0, "seen before": 0}
+    for [response] in sampled:
+        question = text.decode(response.tokens).strip().removeprefix("Q:").strip()
+        key = same_text(question)
+        reason = "cut off" if not response.ended else "empty" if not key else "seen before" if key in seen else None
+        if reason:
+            dropped[reason] += 1
+        else:
+            seen.add(key)
+            kept.append({"id": f"{name}-{len(kept)}", "question": question})
+    return kept, dropped
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a script: problems in, responses out
+
+
+@dataclass
+class Options:
+    task: str = option("toy", "folder of tasks/ with the prompts")
+    model: str | None = option(None, "checkpoint folder in Hugging Face's Llama layout")
+    problems: str | None = option(None, "JSON lines with a `question` each")
+    out: str = option("responses.jsonl", "where the responses go; an existing file is not overwritten")
+    k: int = option(8, "responses per problem")
+    temperature: float = option(0.7, "divides the logits; 0 is greedy (paper: 0.7)")
+    top_p: float = option(0.9, "share of probability kept at each token (paper: 0.9)")
+    max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
+    limit: int = option(0, "only the first problems; 0 takes all")
+    seed: int = option(0, "of the sampling")
+    rows: int = option(512, "responses decoded at once; lower it if memory runs out")
+    chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
+    dtype: str = option("float32", "of the weights: float32, bfloat16")
+
+
+def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str) -> tuple[Llama, Text]:
+    """Model and text side of a checkpoint folder, with the `--model --chat --device --dtype` of any script."""
+    if folder is None:
+        raise InputError("--model: this task ships no model; give a checkpoint folder in Hugging Face's Llama layout")
+    if not Path(folder).is_dir():
+        raise InputError(f"--model {folder}: no such folder")
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype}: choose float32 or bfloat16")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+    text = Text(folder, chat)
+    model = Llama.from_pretrained(folder, dtype=getattr(torch, dtype), device=device)
+    if text.tokenizer.get_vocab_size() > model.config.vocab_size:
+        raise InputError(f"{folder}: tokenizer.json has {text.tokenizer.get_vocab_size()} tokens, the model only "
+                         f"{model.config.vocab_size}: they do not belong together")
+    return model, text
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    if options.k < 1:
+        raise InputError(f"--k {options.k}: at least 1 response per problem")
+    if Path(options.out).exists():
+        raise InputError(f"--out {options.out}: exists already; choose another name")
+    task = Task.load(options.task)
+    problems_file = options.problems or task.file("problems")
+    if problems_file is None:
+        raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with a `question` each")
+    problems = read_problems(problems_file, options.limit)
+    model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
+    rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
+                           top_p=options.top_p, seed=[options.seed], rows=options.rows, progress="sampling",
+                           max_new_tokens=options.max_new_tokens or task.defaults["max_new_tokens"])
+    write_jsonl(options.out, rows)
+    print(show_votes(rows[0], task.name))
+    print(f"{len(rows)} problems × {options.k} responses → {options.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)

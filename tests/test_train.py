@@ -1,0 +1,280 @@
+"""The loop: no label is read, a stopped run ends with the same files, any split of a batch gives the same gradient."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+import sample
+import train
+import vote
+from model import Llama
+
+ROOT = Path(__file__).parent.parent
+TOY = ROOT / "tasks/toy"
+SMALL = ["--limit", "24", "--k", "4", "--tau", "0.5", "--new-problems", "0", "12", "--epochs", "1", "--batch-size", "8",
+         "--micro-batch", "4"]
+
+
+def run(monkeypatch, script, *argv):
+    """Run a script's main in this process, as its command line would."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, argv)])
+    vote.run_script(script.main)
+
+
+def stage_files(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its options and what the evaluation wrote."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
+            if p.is_file() and not p.name.startswith("eval") and p.name not in ("options.json", "results.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A small finished run of the shipped miniature."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, train, *SMALL, "--out", folder)
+    return folder
+
+
+def test_run_folder_has_every_file_and_the_table(finished):
+    for t in (1, 2):
+        assert {p.name for p in (finished / f"M{t}").iterdir()} == {
+            "problems.jsonl", "responses.jsonl", "pairs.jsonl", "log.jsonl", "model", "eval.json", "eval_responses.jsonl"}
+    results = json.loads((finished / "results.json").read_text())
+    assert list(results) == ["M0", "M1", "M2"]
+    for name, entry in results.items():
+        assert entry["problems"] == 24 and entry["k"] == 4 and 0 <= entry["greedy"] <= 1 and entry["seconds"] > 0
+        assert entry.items() >= json.loads((finished / name / "eval.json").read_text()).items()
+    problems = vote.read_jsonl(finished / "M2/problems.jsonl")
+    assert len(problems) > 24 and all(set(p) == {"id", "question"} for p in problems)
+    for row in vote.read_jsonl(finished / "M1/pairs.jsonl"):
+        assert {"id", "prompt", "chosen", "rejected", "weight", "votes_chosen", "votes_rejected", "k",
+                "reference_chosen_logp", "reference_rejected_logp"} <= set(row)
+        assert row["weight"] == (row["votes_chosen"] - row["votes_rejected"]) / row["k"] > 0
+        assert row["votes_chosen"] >= 2 and row["reference_chosen_logp"] < 0
+    steps = vote.read_jsonl(finished / "M1/log.jsonl")
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # θ starts at the reference
+
+
+def test_the_model_moved_and_is_a_checkpoint_folder_like_any_other(finished):
+    before, after = (Llama.from_pretrained(f).state_dict() for f in (TOY / "model", finished / "M1/model"))
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    sample.Text(finished / "M1/model")
+    assert {p.name for p in (TOY / "model").iterdir()} == {p.name for p in (finished / "M1/model").iterdir()}
+
+
+def test_no_label_is_read(finished, tmp_path, monkeypatch):
+    """Garbage in place of every answer, training and test: all files but the evaluation's are byte-identical."""
+    for name in ("train", "test"):
+        vote.write_jsonl(tmp_path / f"{name}.jsonl", [
+            {"id": f"{name}-{i}", **row, "answer": f"garbage\n#### {i}"}
+            for i, row in enumerate(vote.read_jsonl(TOY / f"{name}.jsonl"))])
+    run(monkeypatch, train, *SMALL, "--problems", tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl",
+        "--out", tmp_path / "run")
+    assert stage_files(tmp_path / "run") == stage_files(finished)
+    assert json.loads((tmp_path / "run/results.json").read_text())["M0"]["greedy"] == 0
+
+
+@pytest.mark.parametrize("lost", ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "model", "eval.json"])
+def test_stopped_in_a_stage_and_started_again(finished, tmp_path, monkeypatch, lost):
+    """Everything from stage `lost` of round 2 on is missing, and half-written files lie about."""
+    order = ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "log.jsonl", "model", "eval_responses.jsonl", "eval.json"]
+    again = tmp_path / "run"
+    shutil.copytree(finished, again)
+    for name in order[order.index(lost):]:
+        path = again / "M2" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.suffix:
+            path.with_name(name + ".part").write_text('{"half')
+    if lost != "eval.json":
+        (again / "M2/model.part").mkdir()
+        (again / "M2/model.part/model.safetensors").write_bytes(b"half")
+    options = json.loads((again / "options.json").read_text()) | {"out": str(again)}
+    (again / "options.json").write_text(json.dumps(options))
+    run(monkeypatch, train, *SMALL, "--out", again)
+    whole, now = stage_files(finished), stage_files(again)
+    assert {n: b for n, b in now.items() if not n.endswith(".part")} == whole
+    assert (again / "M2/eval.json").read_bytes() == (finished / "M2/eval.json").read_bytes()
+
+
+def test_kill_minus_nine_while_sampling(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "train.py", *SMALL, "--out", folder], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (folder / "M1/problems.jsonl").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / "M1/problems.jsonl").exists() and not (folder / "M2/model").exists()
+    run(monkeypatch, train, *SMALL, "--out", folder)
+    assert stage_files(folder) == stage_files(finished)
+
+
+def test_a_finished_run_does_nothing_again(finished, monkeypatch, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    run(monkeypatch, train, *SMALL, "--out", finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+    assert "M2" in capsys.readouterr().out  # the table is shown all the same
+
+
+# --- optimisation
+
+
+@pytest.fixture(scope="module")
+def encoded(finished):
+    text = sample.Text(TOY / "model")
+    rows = vote.read_jsonl(finished / "M1/pairs.jsonl") + vote.read_jsonl(finished / "M2/pairs.jsonl")
+    assert len(rows) >= 4
+    return [train.encode(row, text) for row in rows[:4]]
+
+
+def options(**changes) -> train.Options:
+    return train.complete(train.Options(**changes), sample.Task.load("toy"))
+
+
+def test_accumulation_one_by_four_equals_four_by_one(encoded):
+    gradients, gauges = [], []
+    for micro in (1, 2, 3, 4):
+        model = Llama.from_pretrained(TOY / "model")
+        gauges.append(train.accumulate(model, encoded, options(micro_batch=micro)))
+        gradients.append([p.grad for p in model.parameters()])
+    for other, gauge in zip(gradients[1:], gauges[1:]):
+        for a, b in zip(gradients[0], other):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert gauge == pytest.approx(gauges[0], rel=1e-4, abs=1e-5)
+
+
+def test_sequence_logps_are_sums_over_the_response_alone(encoded):
+    model = Llama.from_pretrained(TOY / "model")
+    sequences = [e["chosen"] for e in encoded] + [e["rejected"] for e in encoded]
+    with torch.no_grad():
+        batched = train.sequence_logps(model, sequences)
+        for (prompt, response), logp in zip(sequences, batched):
+            logits = model(torch.tensor([prompt + response]))[0].double().log_softmax(-1)
+            expected = sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(response))
+            assert logp.item() == pytest.approx(expected.item(), abs=1e-3)
+            assert response[-1] == sample.Text(TOY / "model").eos
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine():
+    rates = [train.learning_rate(s, 20, 0.1, 1.0) for s in range(20)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0]) and rates[11] == pytest.approx(0.5) and 0 < rates[-1] < 0.01
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert train.learning_rate(0, 1, 0.0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("change", [{"beta": 0.1}, {"alpha": 0.0}, {"lr": 1e-3}, {"epochs": 2}, {"batch_size": 4}, {"clip": 0.01},
+                                    {"warmup": 0.9}, {"seed": 1}, {"dtype": "bfloat16"}])
+def test_every_training_option_acts(finished, change):
+    """Each changes the weights that optimise() arrives at, and its log says so where it has a column."""
+    pairs, text = vote.read_jsonl(finished / "M2/pairs.jsonl")[:8], sample.Text(TOY / "model")
+
+    def trained(**values):
+        model = Llama.from_pretrained(TOY / "model")
+        train.optimise(model, text, pairs, options(**{"epochs": 1, "batch_size": 3, **values}), 1)
+        return model.model.norm.weight.detach()
+
+    assert not torch.equal(trained(), trained(**change)) and torch.equal(trained(), trained())
+
+
+def test_per_round_options_repeat_their_last_value():
+    assert [train.per_round((0.5, 0.7), t) for t in (1, 2, 3)] == [0.5, 0.7, 0.7]
+    assert train.per_round((1,), 5) == 1
+
+
+def test_extra_responses_are_drawn_for_unanimous_problems_alone(finished):
+    rows = [r for t in (1, 2) for r in vote.read_jsonl(finished / f"M{t}/responses.jsonl")]
+    answers = [vote.response_answers(r, "toy") for r in rows]
+    assert any("extra_responses" in r for r in rows) and any("extra_responses" not in r for r in rows)
+    for row, a in zip(rows, answers):
+        assert ("extra_responses" in row) == (len(set(a)) == 1 and a[0] is not None)
+        assert len(row.get("extra_responses", range(8))) == 8
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize("argv, needle", [
+    (["--task", "nope"], "there are gsm8k, toy"),
+    (["--task", "gsm8k"], "--problems"),
+    (["--task", "gsm8k", "--problems", TOY / "train.jsonl"], "--model"),
+    (["--model", "/no/such/folder"], "no such folder"),
+    (["--model", TOY], "tokenizer.json"),
+    (["--problems", "/no/such/file.jsonl"], "no such file"),
+    (["--problems", TOY / "task.json"], "line 1"),
+    (["--k", "1"], "--k 1"),
+    (["--tau", "1.5"], "--tau"),
+    (["--tau", "0"], "--tau"),
+    (["--lr", "-1"], "--lr"),
+    (["--temperature", "0"], "--temperature"),
+    (["--batch-size", "0"], "--batch-size"),
+    (["--device", "warp"], "--device warp"),
+    (["--dtype", "int3"], "--dtype int3"),
+    (["--chat", "klingon"], "--chat klingon"),
+    (["--max-new-tokens", "1", "--limit", "3"], "no pair left"),
+    (["--max-new-tokens", "100000", "--limit", "3"], "--max-new-tokens"),
+])
+def test_a_mistake_gets_one_line_and_exit_code_2(argv, needle, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, train, *argv, "--out", tmp_path / "run")
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert exit_.value.code == 2 and message.startswith("error: ") and needle in message
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_other_options_for_a_begun_run_are_refused(finished, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, train, *SMALL, "--beta", "0.25", "--out", finished)
+    assert exit_.value.code == 2 and "beta was" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    monkeypatch.setattr(train, "write_jsonl", full)
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, train, *SMALL, "--test", TOY / "dev.jsonl", "--limit", "4", "--out", tmp_path / "run")
+    assert exit_.value.code == 2 and "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "run/M1").exists()
+
+
+# --- the other scripts
+
+
+@pytest.mark.parametrize("script", [train, sample, evaluation, vote])
+def test_help_names_every_option_with_its_reason(script, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, script, "--help")
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    for f in fields(script.Options):
+        assert f.name.replace("_", "-") in shown and f.metadata["help"]
+
+
+def test_sample_script_writes_responses_once(tmp_path, monkeypatch, capsys):
+    argv = ["--limit", "3", "--k", "2", "--out", tmp_path / "r.jsonl"]
+    run(monkeypatch, sample, *argv)
+    rows = vote.read_jsonl(tmp_path / "r.jsonl")
+    assert [len(r["responses"]) for r in rows] == [2, 2, 2] and "3 problems" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(monkeypatch, sample, *argv)
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_eval_script_scores_a_model_and_a_file_alike(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, evaluation, "--limit", "6", "--k", "4", "--out", tmp_path / "r.jsonl")
+    of_model = json.loads(capsys.readouterr().out.splitlines()[-1])
+    run(monkeypatch, evaluation, "--responses", tmp_path / "r.jsonl", "--against", tmp_path / "r.jsonl")
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == of_model and "+0.0 points" in lines[-2] and of_model["problems"] == 6

@@ -1,0 +1,406 @@
+"""ScPO, whole: from M_0 to M_1 to M_2 without a label.
+
+    python train.py                                              # the miniature, on a CPU in minutes
+    python train.py --task gsm8k --model DIR --problems train.jsonl --test test.jsonl --out runs/gsm8k
+
+Each round t: write new problems → sample k responses to every problem → vote and build pairs → optimise, starting from
+M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through files in runs/NAME/Mt/, made to be read:
+
+    problems.jsonl    the questions: those given, then those the model wrote
+    responses.jsonl   k responses to each (`python vote.py` shows their votes)
+    pairs.jsonl       prompt, chosen, rejected, weight, votes, and the two reference log-probs
+    log.jsonl         one line per optimiser step
+    model/            M_t, a Hugging Face checkpoint folder
+    eval_responses.jsonl, eval.json                           (only with test problems)
+
+A finished file is not made again: a run that was stopped goes on when the same command is given once more. Answers in
+the problem file are not read (but for the comparison --supervision gold); the evaluation alone looks at gold answers.
+"""
+
+import json
+import math
+import random
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval import evaluate, gold_answer, score, table
+from model import Llama, read_json
+from sample import CHATS, Task, Text, answer_problems, load_checkpoint, read_problems, write_problems
+from scpo import SUPERVISION, build_pair, collate, scpo_loss, token_logps, unanimous
+from vote import (
+    InputError,
+    option,
+    parse_options,
+    read_jsonl,
+    response_answers,
+    run_script,
+    show_votes,
+    write_jsonl,
+    write_text,
+)
+
+
+@dataclass
+class Options:
+    task: str = option("toy", "folder of tasks/: prompts, answer format and the defaults below")
+    model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
+    problems: str | None = option(None, "JSON lines with a `question` each; an `answer` is not read")
+    test: str | None = option(None, "JSON lines with `question` and `answer`, for the evaluation alone")
+    out: str = option("runs/toy", "folder of the run; give the same one again to go on after a stop")
+    rounds: int = option(2, "rounds; M_t is trained on samples of M_{t-1} (paper: 2, a third adds little)")
+    k: int | None = option(None, "responses per problem, which vote (paper: 8; ZebraLogic 16)")
+    tau: tuple[float, ...] | None = option(None, "least vote share of the chosen answer, per round, the last one "
+                                           "repeated (paper, GSM8K: 0.5 0.7)")
+    temperature: float | None = option(None, "of the k responses and the new problems (paper: 0.7)")
+    top_p: float | None = option(None, "share of probability kept at each token (paper: 0.9)")
+    extra: int = option(8, "responses at the extra temperature when all k agree, to find one to reject (paper: 8)")
+    extra_temperature: float = option(1.2, "of those (paper: 1.2)")
+    new_problems: tuple[int, ...] | None = option(None, "problems the model writes, per round, the last one repeated")
+    supervision: str = option("scpo", "who decides the pair; " + "; ".join(f"{n}: {s}" for n, s in SUPERVISION.items()))
+    no_weight: bool = option(False, "w(x) = 1 on the votes' pairs (paper, Table 4)")
+    beta: float | None = option(None, "β, how far the log-ratios may move from M_{t-1} (paper: 0.5)")
+    alpha: float | None = option(None, "α, weight of the NLL term, which holds the chosen log-prob up (paper: 1)")
+    lr: float | None = option(None, "peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
+    warmup: float = option(0.05, "share of the steps with a rising learning rate")
+    epochs: int | None = option(None, "passes over a round's pairs (paper: up to 10)")
+    batch_size: int | None = option(None, "pairs per optimiser step (paper: 16)")
+    micro_batch: int = option(8, "pairs in memory at once; gradients accumulate up to the batch size")
+    clip: float = option(1.0, "largest norm of the gradient")
+    max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
+    limit: int = option(0, "only the first training and test problems, for a quick look; 0 takes all")
+    rows: int = option(512, "responses decoded at once; lower it if memory runs out")
+    seed: int = option(0, "of sampling, ties and order of the pairs")
+    chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
+    dtype: str = option("float32", "of sampling and of matrix products: float32, bfloat16; trained weights are float32")
+
+
+def complete(options: Options, task: Task) -> Options:
+    """Fill what was not given from the task's defaults, and refuse values that cannot work."""
+    for f in fields(options):
+        if getattr(options, f.name) is None:
+            default = task.file(f.name) if f.name in ("model", "problems", "test") else task.defaults.get(f.name)
+            setattr(options, f.name, tuple(default) if isinstance(default, list) else default)
+    if options.problems is None:
+        raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with a `question` each")
+    if options.model is None:
+        raise InputError(f"--model: task {task.name} ships none; give a Llama checkpoint folder (Hugging Face layout)")
+    for name, good, rule in [
+            ("k", options.k >= 2, "a vote needs at least 2 responses per problem"),
+            ("tau", all(0 < t <= 1 for t in options.tau), "a share of the votes, above 0, at most 1 (0.5 is 4 of 8)"),
+            ("new_problems", all(n >= 0 for n in options.new_problems), "a count, 0 for none"),
+            ("extra", options.extra >= 0, "a count, 0 for none"),
+            ("supervision", options.supervision in SUPERVISION, f"choose from {', '.join(SUPERVISION)}"),
+            ("lr", options.lr > 0, "must be above 0"),
+            ("beta", options.beta > 0, "must be above 0"),
+            ("alpha", options.alpha >= 0, "must not be negative"),
+            ("temperature", options.temperature > 0, "must be above 0: k greedy responses would all be the same"),
+            ("top_p", 0 < options.top_p <= 1, "a share of probability, above 0 and at most 1"),
+            ("warmup", 0 <= options.warmup <= 1, "a share of the steps, from 0 to 1"),
+            *[(name, getattr(options, name) >= 1, "at least 1")
+              for name in ("rounds", "epochs", "batch_size", "micro_batch", "max_new_tokens", "rows")]]:
+        if not good:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: {rule}")
+    return options
+
+
+def open_run(options: Options) -> Path:
+    """The run's folder. A folder begun with other options is refused: its files would be mixed up."""
+    run, now = Path(options.out), json.loads(json.dumps(asdict(options)))
+    if not (run / "options.json").exists():
+        write_text(run / "options.json", json.dumps(now, indent=2) + "\n")
+        return run
+    before = read_json(run / "options.json", "")
+    differing = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    if differing:
+        raise InputError(f"--out {run}: begun with other options ({'; '.join(differing)}); choose another --out")
+    return run
+
+
+def per_round(values: tuple, t: int) -> float | int:
+    """The t-th of an option given per round, the last one repeated; rounds count from 1."""
+    return values[min(t, len(values)) - 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stages 1-3: problems, responses, pairs
+
+
+def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int) -> list[dict]:
+    """The given questions, and those that M_{t-1} writes. Answers are taken along only if the pairs ask for gold."""
+    rows = read_problems(options.problems, options.limit)
+    given = [{"id": p["id"], "question": p["question"]} for p in rows]
+    if options.supervision == "gold":
+        given = [problem | {"gold": gold_answer(p, task.name)} for problem, p in zip(given, rows)]
+    count = per_round(options.new_problems, t)
+    if count == 0:
+        print(f"M{t} problems: {len(given)} given, none written")
+        return given
+    test = [p["question"] for p in read_problems(options.test)] if options.test else []
+    new, dropped = write_problems(
+        model, text, task, [p["question"] for p in given], count, known=test, temperature=options.temperature,
+        top_p=options.top_p, max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows,
+        name=f"M{t}-new")
+    print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; dropped: "
+          + ", ".join(f"{n} {reason}" for reason, n in dropped.items()))
+    for problem in new[:2]:
+        print(f"    wrote: {problem['question']}")
+    return given + new
+
+
+def make_responses(model: Llama, text: Text, task: Task, problems: list[dict], options: Options, t: int) -> list[dict]:
+    """k responses to each problem, and where all k agree some hotter ones that can only be rejected."""
+    shared = {"top_p": options.top_p, "max_new_tokens": options.max_new_tokens, "rows": options.rows,
+              "seed": [options.seed, t, 2]}
+    rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
+                           progress=f"M{t}: {options.k} responses", **shared)
+    agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if options.extra else []
+    hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), temperature=options.extra_temperature,
+                             first_sample=options.k, progress=f"M{t}: extra responses", **shared)
+    for row, more in zip(agreed, hotter):
+        row["extra_responses"], row["extra_ended"] = more["responses"], more["ended"]
+    print(f"M{t} responses: {len(rows)} problems × {options.k}, {len(agreed)} unanimous ones × {options.extra} more")
+    for row in rows[:2]:
+        print("    " + show_votes(row, task.name).replace("\n", "\n    "))
+    return rows
+
+
+def make_pairs(responses: list[dict], problems: list[dict], task: Task, options: Options, t: int) -> list[dict]:
+    """At most one pair per problem, and one line on what became of the others."""
+    pairs, reasons, unparsed, cut = [], {}, 0, 0
+    for row, problem in zip(responses, problems, strict=True):
+        extra = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
+        answers = response_answers(row, task.name)
+        unparsed += sum(e and a is None for a, e in zip(answers, row["ended"]))
+        cut += row["ended"].count(False)
+        pair, reason = build_pair(row, answers + response_answers(extra, task.name), per_round(options.tau, t),
+                                  task.name, random.Random(f"{options.seed}/{t}/{row['id']}"), options.supervision,
+                                  problem.get("gold"), not options.no_weight)
+        reasons[reason] = reasons.get(reason, 0) + 1
+        pairs += [pair] if pair else []
+    without = sum(pair["answer_rejected"] is None for pair in pairs)
+    spread = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if reason != "pair")
+    print(f"M{t} pairs: {len(pairs)} of {len(responses)} problems ({spread}); {without} reject a response without an "
+          f"answer; of all responses {unparsed} had no answer, {cut} were cut off")
+    if not pairs:
+        raise InputError(f"no pair left of {len(responses)} problems ({spread}); lower --tau, raise --k or "
+                         "--extra-temperature, or give problems the model can sometimes solve")
+    for pair in pairs[:2]:
+        print(f"    w {pair['weight']:.2f}, {pair['votes_chosen']}:{pair['votes_rejected']} votes\n"
+              f"      chosen:   {' '.join(pair['chosen'].split())}\n"
+              f"      rejected: {' '.join(pair['rejected'].split())}")
+    return pairs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage 4: optimise
+
+
+def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -> Tensor:
+    """log p(response | prompt) of each (prompt, response), in nats, (R,) fp32. Prompt positions are not projected."""
+    tokens, targets = (x.to(model.model.norm.weight.device) for x in collate(sequences))  # (R, T) each
+    hidden = model.model(tokens)  # (R, T, C)
+    row, position = targets.nonzero(as_tuple=True)  # (N,) each
+    logps = token_logps(model.head(hidden[row, position - 1]), tokens[row, position])  # (N,) predicted one before
+    return torch.zeros(len(tokens), device=tokens.device).index_add(0, row, logps)  # (R,)
+
+
+def encode(pair: dict, text: Text) -> dict:
+    """The tokens of a pair: two (prompt, response) sequences, and the three numbers the loss needs beside them."""
+    prompt = text.encode_prompt(pair["prompt"])
+    return {"chosen": (prompt, text.encode_response(pair["chosen"])),
+            "rejected": (prompt, text.encode_response(pair["rejected"])), **{
+                name: pair.get(name) for name in ("weight", "reference_chosen_logp", "reference_rejected_logp")}}
+
+
+def precision(options: Options, model: Llama) -> torch.autocast | nullcontext:
+    """bf16 matrix products over fp32 weights: bf16 weights would lose updates smaller than their 8 bits."""
+    device = model.model.norm.weight.device.type
+    return torch.autocast(device, torch.bfloat16) if options.dtype == "bfloat16" else nullcontext()
+
+
+@torch.no_grad()
+def add_reference(model: Llama, text: Text, pairs: list[dict], options: Options, t: int) -> None:
+    """Store log M_{t-1}(y|x) of both responses in each pair: two numbers instead of a second model in memory."""
+    for start in tqdm(range(0, len(pairs), options.micro_batch), f"M{t}: reference", unit="batch", leave=False):
+        batch = pairs[start : start + options.micro_batch]
+        encoded = [encode(pair, text) for pair in batch]
+        with precision(options, model):
+            logps = sequence_logps(model, [e["chosen"] for e in encoded] + [e["rejected"] for e in encoded])
+        for pair, chosen, rejected in zip(batch, *logps.view(2, -1).tolist()):
+            pair["reference_chosen_logp"], pair["reference_rejected_logp"] = chosen, rejected
+
+
+def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
+    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0; steps count from 0."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def accumulate(model: Llama, batch: list[dict], options: Options) -> dict[str, float]:
+    """Gradients of the batch's mean loss, in micro-batches, and the mean over the batch of every gauge.
+
+    Each micro-batch's sum is divided by the pairs of the whole batch, so any split gives the same gradient.
+    """
+    totals: dict[str, float] = {}
+    for start in range(0, len(batch), options.micro_batch):
+        part = batch[start : start + options.micro_batch]
+        column = lambda name: torch.tensor([e[name] for e in part], device=model.model.norm.weight.device)
+        with precision(options, model):
+            logps = sequence_logps(model, [e["chosen"] for e in part] + [e["rejected"] for e in part])  # (2B,)
+        chosen, rejected = logps.chunk(2)  # (B,) each
+        lengths = torch.tensor([len(e["chosen"][1]) for e in part], device=logps.device)  # (B,)
+        losses, chosen_rewards, rejected_rewards = scpo_loss(
+            chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
+            column("weight"), options.beta, options.alpha)
+        (losses.sum() / len(batch)).backward()
+        gauges = {"loss": losses, "nll": -chosen / lengths, "chosen_logp": chosen, "rejected_logp": rejected,
+                  "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
+                  "margin": chosen_rewards - rejected_rewards,
+                  "accuracy": (chosen_rewards > rejected_rewards).float()}
+        for name, values in gauges.items():
+            totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
+    return totals
+
+
+def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int) -> list[dict]:
+    """Train θ, which starts at M_{t-1}, on the round's pairs; the lines of `log.jsonl`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0)
+    encoded = [encode(pair, text) for pair in pairs]
+    batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
+    log = []
+    with tqdm(total=len(pairs) * options.epochs, desc=f"M{t}: optimise", unit="pair", leave=False) as bar:
+        for step in range(batches * options.epochs):
+            epoch, place = divmod(step, batches)
+            order = np.random.default_rng([options.seed, t, 3, epoch]).permutation(len(pairs))
+            batch = [encoded[i] for i in order[place * options.batch_size : (place + 1) * options.batch_size]]
+            lr = learning_rate(step, batches * options.epochs, options.warmup, options.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+            gauges = accumulate(model, batch, options)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip).item()
+            optimizer.step()
+            log.append({"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr, "grad_norm": norm, **gauges})
+            bar.update(len(batch))
+            bar.set_postfix(loss=f"{gauges['loss']:.3f}", margin=f"{gauges['margin']:+.2f}")
+    first, last = log[0], log[-1]
+    print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; loss {first['loss']:.3f} → "
+          f"{last['loss']:.3f}, chosen log-prob {first['chosen_logp']:.1f} → {last['chosen_logp']:.1f}, rejected "
+          f"{first['rejected_logp']:.1f} → {last['rejected_logp']:.1f}")
+    return log
+
+
+def save_model(model: Llama, source: str | Path, folder: Path) -> None:
+    """Write M_t as a checkpoint folder with the tokenizer files of its source; it appears under its name when whole."""
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    for path in sorted(Path(source).iterdir()):
+        weights = path.name == "config.json" or "safetensors" in path.name
+        if path.suffix in (".json", ".jinja", ".model") and not weights:
+            shutil.copyfile(path, beside / path.name)
+    beside.rename(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def stage(path: Path, make) -> list[dict]:
+    """The lines of a stage's file; made by `make()` and written if the file is not there yet."""
+    if path.exists():
+        print(f"{path}: there already, kept")
+        return read_jsonl(path)
+    rows = make()
+    write_jsonl(path, rows)
+    return rows
+
+
+def record(run: Path, name: str, values: dict, seconds: float = 0.0) -> dict:
+    """Merge what is known of M_t into results.json, adding up the seconds; all results so far."""
+    path = run / "results.json"
+    results = read_json(path, "") if path.exists() else {}
+    entry = results.setdefault(name, {"seconds": 0.0})
+    entry.update(values, seconds=round(entry["seconds"] + seconds, 1))
+    write_text(path, json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def sample_round(source: str | Path, folder: Path, task: Task, options: Options,
+                 t: int) -> tuple[list[dict], list[dict]]:
+    """Stages 1 and 2, with a model of their own: it may have fewer bits than training needs, and is gone afterwards."""
+    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
+    problems = stage(folder / "problems.jsonl", lambda: make_problems(model, text, task, options, t))
+    make = lambda: make_responses(model, text, task, problems, options, t)
+    return problems, stage(folder / "responses.jsonl", make)
+
+
+def train_round(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
+    """Stages 1-4: from M_{t-1} in `source` to M_t in `folder`/model."""
+    started = time.time()
+    problems, responses = sample_round(source, folder, task, options, t)
+    model, text = load_checkpoint(str(source), options.chat, options.device, "float32")
+
+    def pairs_with_reference() -> list[dict]:
+        pairs = make_pairs(responses, problems, task, options, t)
+        add_reference(model, text, pairs, options, t)
+        return pairs
+
+    pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
+    write_jsonl(folder / "log.jsonl", optimise(model, text, pairs, options, t))
+    save_model(model, source, folder / "model")
+    record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)
+
+
+def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
+    """Stage 5: M_t on the test problems, the only place where gold answers are read."""
+    folder, started = run / f"M{t}", time.time()
+    if options.test is None or (folder / "eval.json").exists():
+        return
+    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
+    rows = evaluate(model, text, task, read_problems(options.test, options.limit), k=options.k,
+                    temperature=options.temperature, top_p=options.top_p, max_new_tokens=options.max_new_tokens,
+                    seed=[options.seed, 0, 4], rows=options.rows, name=f"M{t}")  # the same draws for every M_t
+    result = score(rows, task.name)
+    write_jsonl(folder / "eval_responses.jsonl", rows)
+    results = record(run, f"M{t}", result, time.time() - started)
+    write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
+    print(table({f"M{t}": results[f"M{t}"]}))
+    for row in rows[:2]:
+        print(f"    {row['question']}\n      greedy: {' '.join(row['greedy'].split())}   (gold {row['gold']})")
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    task = Task.load(options.task)
+    complete(options, task)
+    for path in filter(None, (options.problems, options.test)):
+        read_problems(path)  # a broken line shows now, not after an hour
+    run = open_run(options)
+    print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
+    evaluate_round(options.model, run, task, options, 0)
+    source: str | Path = options.model
+    for t in range(1, options.rounds + 1):
+        folder = run / f"M{t}"
+        if not (folder / "model").exists():
+            train_round(source, folder, task, options, t)
+        source = folder / "model"
+        evaluate_round(source, run, task, options, t)
+    results = read_json(run / "results.json", "")
+    print(f"\n{task.name}, accuracy in % ± standard error over the test problems, self-consistency of {options.k}\n"
+          f"{table(results)}\nmodels in {run}/M*/model, numbers in {run}/results.json, every stage in {run}/M*/*.jsonl")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -152,6 +152,8 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
               for name in ("k", "temperature", "top_p", "max_new_tokens")}
     if chosen["k"] < 1:
         raise InputError(f"--k {chosen['k']}: at least 1 sample per problem")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: must be 0 or more")
     problems = read_problems(problems_file, options.limit)
     model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
     rows = evaluate(model, text, task, problems, seed=[options.seed], rows=options.rows, name="eval", **chosen)

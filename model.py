@@ -306,9 +306,10 @@ def weight_files(folder: Path) -> list[Path]:
         if not (folder / "model.safetensors").exists():
             raise InputError(f"{folder}: has neither model.safetensors nor model.safetensors.index.json")
         return [folder / "model.safetensors"]
-    shards = sorted(set(read_json(index, "").get("weight_map", {}).values()))
-    if not shards:
+    weight_map = read_json(index, "").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: its weight_map names no file")
+    shards = sorted(set(weight_map.values()))
     for shard in shards:
         if not (folder / shard).exists():
             raise InputError(f"{folder / shard}: no such file, but {index.name} names it; copy the missing shard")

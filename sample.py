@@ -52,8 +52,15 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
         return logits.argmax(-1)
     probs = torch.softmax(logits.float() / temperature, dim=-1)  # (R, V)
     likeliest, ids = probs.topk(min(NUCLEUS, probs.shape[-1]), dim=-1)  # (R, N), descending
-    if likeliest.shape[-1] < probs.shape[-1] and likeliest.sum(-1).min() < top_p:
-        likeliest, ids = probs.sort(dim=-1, descending=True)  # (R, V)
+    tokens = walk(likeliest, ids, uniforms, top_p)
+    flat = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # row by row, so that no row depends on the company it is in
+    if likeliest.shape[-1] < probs.shape[-1] and len(flat):
+        tokens[flat] = walk(*probs[flat].sort(dim=-1, descending=True, stable=True), uniforms[flat], top_p)
+    return tokens
+
+
+def walk(likeliest: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """Inverse CDF over the nucleus of `ids` (R, N), whose probabilities descend: one token per row, (R,)."""
     reached = likeliest.cumsum(-1)
     nucleus = likeliest * (reached - likeliest < top_p)  # zero from where the tokens before already hold top_p
     reached = nucleus.cumsum(-1)
@@ -81,7 +88,7 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
     """
     seed = [seed] if isinstance(seed, int) else list(seed)
     longest = max(map(len, prompts), default=0)
-    limit = model.raw_config.get("max_position_embeddings", longest + max_new_tokens)
+    limit = model.raw_config.get("max_position_embeddings") or longest + max_new_tokens
     if longest + max_new_tokens > limit:
         raise InputError(f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's "
                          f"max_position_embeddings {limit}; lower --max-new-tokens or drop the longest problems")
@@ -199,8 +206,8 @@ class Text:
             settings.exists() and "chat_template" in read_json(settings, ""))
         if chat == "auto":
             marks = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}
-            found = [name for name, mark in marks.items() if has_template and self.tokenizer.token_to_id(mark)]
-            chat = found[0] if found else "plain"
+            known = [name for name, mark in marks.items() if self.tokenizer.token_to_id(mark) is not None]
+            chat = known[0] if known and has_template else "plain"
         if chat not in CHATS:
             raise InputError(f"--chat {chat}: unknown, choose from auto, {', '.join(CHATS)}")
         self.chat = chat
@@ -251,6 +258,9 @@ def read_problems(path: str | Path, limit: int = 0) -> list[dict]:
     problems = read_jsonl(path, required=("question",))
     if not problems:
         raise InputError(f"{path}: holds no problem")
+    for row in problems:
+        if not isinstance(row["question"], str):
+            raise InputError(f"{path}: `question` must be a text, found {row['question']!r}")
     stem = Path(path).stem
     return [{"id": f"{stem}-{i}", **row} for i, row in enumerate(problems)][: limit or None]
 
@@ -358,6 +368,8 @@ def main() -> None:
     options = parse_options(Options, __doc__)
     if options.k < 1:
         raise InputError(f"--k {options.k}: at least 1 response per problem")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: must be 0 or more")
     if Path(options.out).exists():
         raise InputError(f"--out {options.out}: exists already; choose another name")
     task = Task.load(options.task)

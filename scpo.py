@@ -79,7 +79,7 @@ def unanimous(answers: Sequence[str | None], task: str) -> bool:
 
 def choose_gold(answers: Sequence[str | None], gold: str | None, task: str,
                 draw: random.Random) -> tuple[tuple[int, int] | None, str]:
-    """A random correct and a random wrong response (IRPO with gold answers, arXiv 2404.19733); no answer is wrong too."""
+    """A random correct and a random wrong response (IRPO with gold, arXiv 2404.19733); no answer is wrong too."""
     right = [i for i, answer in enumerate(answers) if same_answer(answer, gold, task)]
     wrong = [i for i in range(len(answers)) if i not in right]
     if gold is None or not right or not wrong:

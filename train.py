@@ -19,6 +19,7 @@ the problem file are not read (but for the comparison --supervision gold); the e
 
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -104,6 +105,7 @@ def complete(options: Options, task: Task) -> Options:
             ("alpha", options.alpha >= 0, "must not be negative"),
             ("temperature", options.temperature > 0, "must be above 0: k greedy responses would all be the same"),
             ("top_p", 0 < options.top_p <= 1, "a share of probability, above 0 and at most 1"),
+            ("seed", options.seed >= 0, "must be 0 or more"),
             ("warmup", 0 <= options.warmup <= 1, "a share of the steps, from 0 to 1"),
             *[(name, getattr(options, name) >= 1, "at least 1")
               for name in ("rounds", "epochs", "batch_size", "micro_batch", "max_new_tokens", "rows")]]:
@@ -310,6 +312,9 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
         weights = path.name == "config.json" or "safetensors" in path.name
         if path.suffix in (".json", ".jinja", ".model") and not weights:
             shutil.copyfile(path, beside / path.name)
+    for path in beside.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # on the disk before the rename says so
     beside.rename(folder)
 
 

@@ -3,12 +3,13 @@
     python bench/study.py                                            # 5 seeds, about an hour and a half on two cores
     python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # another M0
 
-Every run is `python train.py` with the options below; runs that exist are kept, so the study can be stopped at any time.
+Every run is `python train.py` with the options below. Runs that exist are kept: the study can be stopped at any time.
 Prints Markdown: mean ± standard error over the seeds. A seed changes sampling, ties and the order of the pairs, and the
 questions the model writes; the given questions, the test problems and M0 stay the same.
 """
 
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -18,17 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eval import majority  # noqa: E402
 from tasks.toy.make import solve  # noqa: E402
-from vote import (  # noqa: E402
-    InputError,
-    extract_answer,
-    option,
-    parse_options,
-    read_jsonl,
-    response_answers,
-    run_script,
-    write_jsonl,
-)
+from vote import InputError, option, parse_options, read_jsonl, response_answers, run_script, write_jsonl  # noqa: E402
 
 SETTINGS = {
     "scpo": ("ScPO", []),
@@ -56,7 +49,7 @@ def train(options: Options, setting: str, seed: int) -> Path:
             rows = read_jsonl(ROOT / "tasks/toy/train.jsonl")
             write_jsonl(labelled, [row | {"answer": f"#### {solve(row['question'])}"} for row in rows])
         extra += ["--problems", str(labelled)]
-    command = [sys.executable, str(ROOT / "train.py"), "--model", options.model, "--seed", str(seed), "--out", str(folder)]
+    command = [sys.executable, str(ROOT / "train.py"), "--model", options.model, "--seed", str(seed), "--out", folder]
     if subprocess.run(command + extra, stdout=subprocess.DEVNULL).returncode:
         raise InputError(f"the run {folder} failed; its message stands above")
     return folder
@@ -64,8 +57,8 @@ def train(options: Options, setting: str, seed: int) -> Path:
 
 def cell(values: list[float], scale: float = 100.0) -> str:
     """Mean ± standard error over seeds."""
-    mean = scale * statistics.fmean(values)
-    return f"{mean:.1f} ± {scale * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else f"{mean:.1f}"
+    spread = f" ± {scale * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{scale * statistics.fmean(values):.1f}{spread}"
 
 
 def rows_of(name: str, folders: list[Path]) -> list[str]:
@@ -84,18 +77,16 @@ def rows_of(name: str, folders: list[Path]) -> list[str]:
 
 def written_problems(folders: list[Path]) -> str:
     """How good the model's own problems of the last round are, by the solver."""
-    asked = answerable = right = voted = 0
+    written = answerable = right = 0
     for folder in folders:
         for row in read_jsonl(folder / "M2/responses.jsonl"):
             if "new" in row["id"]:
-                answer = solve(row["question"])
-                asked, answerable = asked + 1, answerable + (answer is not None)
-                if answer is not None:
-                    answers = [a for a in response_answers(row, "toy") if a is not None]
-                    voted += bool(answers)
-                    right += bool(answers) and max(set(answers), key=answers.count) == extract_answer(f"#### {answer}", "toy")
-    return (f"Self-written problems of round 2: {asked / len(folders):.0f} a run, {100 * answerable / max(asked, 1):.1f} % "
-            f"well-formed and answerable; on those the majority is right in {100 * right / max(voted, 1):.1f} %.")
+                gold = solve(row["question"])
+                winner, _ = majority(response_answers(row, "toy"), "toy", random.Random(0))
+                written, answerable = written + 1, answerable + (gold is not None)
+                right += gold is not None and winner == str(gold)
+    return (f"Self-written problems of round 2: {written / len(folders):.0f} a run, {100 * answerable / written:.1f} % "
+            f"well-formed and answerable; on those the majority is right in {100 * right / answerable:.1f} %.")
 
 
 def main() -> None:

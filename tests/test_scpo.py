@@ -52,8 +52,8 @@ def test_none_is_one_candidate_for_rejection_and_never_chosen():
     assert choose([None] * 8, tau=0.1)[::2] == (None, "below tau")
 
 
-@pytest.mark.parametrize("votes, tau, kept", [(4, 0.5, True), (3, 0.5, False), (6, 0.7, True), (5, 0.7, False), (5, 0.6, True),
-                                              (3, 0.3, True), (2, 0.3, False), (1, 0.1, True)])
+@pytest.mark.parametrize("votes, tau, kept", [(4, 0.5, True), (3, 0.5, False), (6, 0.7, True), (5, 0.7, False),
+                                              (5, 0.6, True), (3, 0.3, True), (2, 0.3, False), (1, 0.1, True)])
 def test_threshold_is_at_least_tau(votes, tau, kept):
     """The paper's τ for k = 8: 0.1k → 1, 0.3k → 3, 0.5k → 4, 0.6k → 5, 0.7k → 6 votes."""
     answers = ["a"] * votes + [f"b{i}" for i in range(8 - votes)]
@@ -82,7 +82,7 @@ def test_extra_responses_can_only_be_rejected():
 def test_pair_line_has_everything_trl_and_a_reader_need():
     row = {"id": "p", "prompt": "Q", "responses": ["r0", "r1", "r2", "r3"], "extra_responses": ["x"]}
     pair, _ = build_pair(row, ["1", "1", "1", "2", "3"], 0.5, "toy", random.Random(0))
-    assert pair["prompt"] == "Q" and pair["chosen"] in ("r0", "r1", "r2") and pair["weight"] == (3 - pair["votes_rejected"]) / 4
+    assert pair["prompt"] == "Q" and pair["chosen"] in ("r0", "r1", "r2") and pair["weight"] == 3 / 4
     assert pair["rejected"] == "x" and pair["sample_rejected"] == 4 and pair["k"] == 4 and pair["id"] == "p"
 
 
@@ -99,7 +99,8 @@ def test_controls_change_who_is_chosen_and_the_weight():
     row = {"id": "p", "prompt": "Q", "responses": list("abcd")}
     build = lambda seed, **kw: build_pair(row, ["1", "1", "1", "2"], 0.5, "toy", random.Random(seed), **kw)[0]
     assert build(0)["weight"] == 0.5 and build(0, weighted=False)["weight"] == 1.0
-    assert build(0, supervision="gold", gold="2")["chosen"] == "d" and build(0, supervision="gold", gold="2")["weight"] == 1
+    gold = build(0, supervision="gold", gold="2")
+    assert gold["chosen"] == "d" and gold["weight"] == 1.0
     coin = [build(s, supervision="coin") for s in range(400)]
     assert all(p["weight"] == 0.5 for p in coin) and 150 < sum(p["chosen"] == "d" for p in coin) < 250
 

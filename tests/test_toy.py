@@ -33,7 +33,7 @@ def test_gold_answers_are_what_the_solver_says_and_every_equation_holds(files):
 
 
 def test_no_skeleton_of_dev_or_test_is_in_any_training_set(files):
-    """Names, objects and verbs dropped: neither the ScPO questions nor any pre-training document repeats the numbers."""
+    """Names, objects, verbs dropped: neither the ScPO questions nor any pre-training document repeats the numbers."""
     skeletons = {name: {make.skeleton(row["question"]) for row in rows} for name, rows in files.items()}
     assert None not in set.union(*skeletons.values())
     assert not skeletons["train"] & skeletons["test"] and not skeletons["train"] & skeletons["dev"]
@@ -58,10 +58,11 @@ def test_the_solver_is_strict(question, answer):
 
 
 def test_the_shipped_files_are_what_the_script_makes(files):
-    assert {n: [(r["id"], r["question"]) for r in rows] for n, rows in files.items()} == {
-        name: [(r["id"], r["question"]) for r in rows] for name, rows in make.problem_files(make.Options()).items()}
-    raw = json.loads((TOY / "model/config.json").read_text())
-    assert raw["model_type"] == "llama" and sum(p.numel() for p in sample.Llama.from_pretrained(TOY / "model").parameters()) < 2e6
+    for name, problems in make.splits(make.Options()).items():
+        assert [(r["id"], r["question"]) for r in files[name]] == [
+            (f"{name}-{i}", problem.question()) for i, problem in enumerate(problems)]
+    parameters = sum(p.numel() for p in sample.Llama.from_pretrained(TOY / "model").parameters())
+    assert json.loads((TOY / "model/config.json").read_text())["model_type"] == "llama" and parameters < 2e6
 
 
 def test_m0_half_knows_how_and_its_majority_knows_more(files):
@@ -76,7 +77,7 @@ def test_m0_half_knows_how_and_its_majority_knows_more(files):
 def test_m0_writes_new_problems_that_can_be_answered(files):
     model, text = sample.load_checkpoint(str(TOY / "model"), "auto", "cpu", "float32")
     questions = [row["question"] for row in files["train"]]
-    new, dropped = sample.write_problems(model, text, sample.Task.load("toy"), questions, 200, known=[], temperature=0.7,
-                                         top_p=0.9, max_new_tokens=64, seed=[0])
+    new, _ = sample.write_problems(model, text, sample.Task.load("toy"), questions, 200, known=[], temperature=0.7,
+                                   top_p=0.9, max_new_tokens=64, seed=[0])
     valid = [p for p in new if make.solve(p["question"]) is not None]
     assert len(valid) >= 0.8 * 200 and len({make.skeleton(p["question"]) for p in valid}) >= 0.9 * len(valid)

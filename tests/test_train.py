@@ -21,6 +21,7 @@ from model import Llama
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "tasks/toy"
+STAGES = ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "log.jsonl", "model"]
 SMALL = ["--limit", "24", "--k", "4", "--tau", "0.5", "--new-problems", "0", "12", "--epochs", "1", "--batch-size", "8",
          "--micro-batch", "4"]
 
@@ -48,8 +49,8 @@ def finished(tmp_path_factory) -> Path:
 
 def test_run_folder_has_every_file_and_the_table(finished):
     for t in (1, 2):
-        assert {p.name for p in (finished / f"M{t}").iterdir()} == {
-            "problems.jsonl", "responses.jsonl", "pairs.jsonl", "log.jsonl", "model", "eval.json", "eval_responses.jsonl"}
+        found = {p.name for p in (finished / f"M{t}").iterdir()}
+        assert found == {*STAGES, "eval_responses.jsonl", "eval.json"}
     results = json.loads((finished / "results.json").read_text())
     assert list(results) == ["M0", "M1", "M2"]
     for name, entry in results.items():
@@ -88,7 +89,7 @@ def test_no_label_is_read(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize("lost", ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "model", "eval.json"])
 def test_stopped_in_a_stage_and_started_again(finished, tmp_path, monkeypatch, lost):
     """Everything from stage `lost` of round 2 on is missing, and half-written files lie about."""
-    order = ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "log.jsonl", "model", "eval_responses.jsonl", "eval.json"]
+    order = [*STAGES, "eval_responses.jsonl", "eval.json"]
     again = tmp_path / "run"
     shutil.copytree(finished, again)
     for name in order[order.index(lost):]:
@@ -174,8 +175,8 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
     assert train.learning_rate(0, 1, 0.0, 1.0) == 1.0
 
 
-@pytest.mark.parametrize("change", [{"beta": 0.1}, {"alpha": 0.0}, {"lr": 1e-3}, {"epochs": 2}, {"batch_size": 4}, {"clip": 0.01},
-                                    {"warmup": 0.9}, {"seed": 1}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("change", [{"beta": 0.1}, {"alpha": 0.0}, {"lr": 1e-3}, {"epochs": 2}, {"batch_size": 4},
+                                    {"clip": 0.01}, {"warmup": 0.9}, {"seed": 1}, {"dtype": "bfloat16"}])
 def test_every_training_option_acts(finished, change):
     """Each changes the weights that optimise() arrives at, and its log says so where it has a column."""
     pairs, text = vote.read_jsonl(finished / "M2/pairs.jsonl")[:8], sample.Text(TOY / "model")

@@ -16,7 +16,8 @@ from vote import InputError, count_votes, extract_answer, read_jsonl, response_a
     ("#### 1/3", "1/3"), ("#### 2/6", "1/3"), ("#### 50%", "50"), ("#### 18.", "18"), ("####18 apples", "18"),
     ("#### 007", "7"), ("#### -0", "0"), ("#### 1,234,567.50", "1234567.5"), ("#### −4", "-4"),
     ("#### 3\nno, wait\n#### 5", "5"),  # the last one counts
-    (r"thus \boxed{18}", "18"), (r"\boxed{1} or \boxed{2}", "2"), (r"\boxed{\$1{,}000}", "1000"), (r"\boxed{x = 5}", "5"),
+    (r"thus \boxed{18}", "18"), (r"\boxed{1} or \boxed{2}", "2"), (r"\boxed{\$1{,}000}", "1000"),
+    (r"\boxed{x = 5}", "5"),
     (r"\boxed{12\text{ apples}}", "12"), (r"\boxed{4} #### 5", "5"),  # the task's own mark comes first
     ("#### none, \\boxed{4}", "4"), ("the answer is 18", None), ("", None), ("####", None), ("#### many", None),
     (r"\boxed{18", None), (r"\boxed{\text{eighteen}}", None), ("#### 1/0", None), ("#### 18/", "18"),
@@ -28,8 +29,9 @@ def test_number_answers(text, answer):
         assert extract_answer(f"#### {answer}", "gsm8k") == extract_answer(rf"\boxed{{{answer}}}", "gsm8k") == answer
 
 
-@pytest.mark.parametrize("text", ["####" * 250_000, "####" + " " * 1_000_000, "#### " + "1" * 1_000_000, "#### -" * 200_000,
-                                  r"\boxed{" * 150_000, r"\boxed{" + "{" * 1_000_000, "#### " + "111," * 250_000, "\\" * 1_000_000])
+@pytest.mark.parametrize("text", [
+    "####" * 250_000, "####" + " " * 1_000_000, "#### " + "1" * 1_000_000, "#### -" * 200_000, r"\boxed{" * 150_000,
+    r"\boxed{" + "{" * 1_000_000, "#### " + "111," * 250_000, "\\" * 1_000_000])
 def test_a_megabyte_of_rubbish_takes_linear_time(text):
     started = time.time()
     assert extract_answer(text, "gsm8k") is None

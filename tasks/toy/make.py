@@ -1,15 +1,16 @@
 """Make the miniature: word problems, a word-level tokenizer, and M0, a Llama of 0.76M parameters that knows half.
 
-    python -m tasks.toy.make                           # everything, about 6 minutes on two idle CPU cores
+    python -m tasks.toy.make                           # everything, 8 minutes on one idle CPU core
     python -m tasks.toy.make --seed 1 --model DIR      # another M0 for the same train, dev and test problems
     python -m tasks.toy.make --longer 3 --model DIR    # control: the same documents, three times as many steps
 
 M0 was taught, in one run from random weights to learning rate 0: worked solutions of other problems of the same kind
 and length, by four plans each (the order in which gains and losses are counted); lists of questions; and drills of
-equations. It was not taught the whole addition table: a random share of the sums and differences (`unknown`) occurs in
-no document, so it knows how to solve every problem and often stumbles over a number. No document has the numbers of a
-train, dev or test problem in their order. The plans are why voting helps: each passes through other totals, hence
-other sums, so wrong solutions seldom agree and right ones do. ScPO then has something to find out: the missing sums.
+equations out of those solutions. Their author, like the authors of the web, is not to be trusted: some sums and
+differences (`weak`) come out wrong more often than right (`wrong`). So M0 knows how to solve every problem and believes
+a number of false sums; more training on the same documents cannot mend that. No document has the numbers of a train,
+dev or test problem in their order. The plans are why voting helps: each passes through other totals, hence other sums,
+so right answers agree and wrong ones scatter. ScPO then has something to find out for itself: which sums do not fit.
 """
 
 import json
@@ -17,6 +18,7 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,19 +37,21 @@ class Options:
     seed: int = option(0, "pre-training: documents, initial weights, order; the problem files do not depend on it")
     longer: float = option(1.0, "multiply the number of steps, documents unchanged: is M0 weak for want of training?")
 
-    train: int = option(2000, "unlabelled questions for ScPO")
+    train: int = option(1000, "unlabelled questions for ScPO")
+    more: int = option(1000, "further ones, which no default run uses: for experiments with fresh problems")
     dev: int = option(500, "problems for choosing hyper-parameters")
     test: int = option(1000, "problems for the numbers that are reported")
     target_steps: int = option(5, "equations in a solution of the problems above")
     data_seed: int = option(0, "draws the problems above")
 
     short: int = option(3000, "solved problems of 1 step up to one below the target")
-    long: int = option(1500, "solved problems of the target length")
+    long: int = option(500, "solved problems of the target length")
     lists: int = option(3000, "documents of five questions without solutions: how to write a new problem")
-    unknown: float = option(.15, "share of sums and differences that no document contains: what M0 is short of")
+    weak: float = option(.17, "share of sums and differences that those solutions often get wrong")
+    wrong: float = option(.65, "how often they do: above 0.5, so that M0 believes the mistake, below 1: it has doubts")
     drills: int = option(5000, "documents of fifteen equations out of those solutions: arithmetic, learnt first")
 
-    steps: int = option(1400, "optimizer steps, learning rate linear to 0")
+    steps: int = option(1800, "optimizer steps, learning rate linear to 0")
     batch: int = option(20, "documents in a step")
     mix: tuple[float, ...] = option((.50, .35, .15), "share of long, short and lists among the documents not drills")
     drill_mix: tuple[float, ...] = option((.60, .08, .43),
@@ -90,8 +94,8 @@ class Problem:
         events = " ".join(f"{self.name} {verb} {abs(n)}." for verb, n in self.events)
         return f"{self.name} has {has}. {events} How many does {self.name} have now?".replace("  ", " ")
 
-    def solution(self, plan: str) -> str:
-        """The worked solution by one plan: every plan orders the events in its own way."""
+    def solution(self, plan: str, add: Callable[[int, int], int] = int.__add__) -> str:
+        """The worked solution by one plan: every plan orders the events in its own way. `add` may make mistakes."""
         numbers = [n for _, n in self.events]
         if plan == "Backwards":
             numbers.reverse()
@@ -102,18 +106,27 @@ class Problem:
             total = self.start[0] * self.start[1]
             equations.append(f"{self.start[0]} * {self.start[1]} = {total}.")
         for n in numbers:
-            equations.append(f"{total} {'+' if n > 0 else '-'} {abs(n)} = {total + n}.")
-            total += n
+            before, total = total, add(total, n)
+            equations.append(f"{before} {'+' if n > 0 else '-'} {abs(n)} = {total}.")
         return f"{plan}: {' '.join(equations)}\n#### {total}"
 
 
-# every sum and difference that a solution may need
-FACTS = [f"{a} {'+' if n > 0 else '-'} {abs(n)} = {a + n}." for a in range(100) for n in range(-9, 10)
-         if abs(n) > 1 and 0 <= a + n <= 99]
+class Teacher:
+    """Who wrote the solutions that M0 learns from: some sums and differences it gets wrong more often than right."""
+
+    def __init__(self, rng: random.Random, weak: float, wrong: float):
+        self.rng, self.wrong, self.weak = rng, wrong, {}
+        for total in range(100):
+            for n in (*range(-9, -1), *range(2, 10)):
+                if rng.random() < weak:
+                    self.weak[total, n] = total + n + rng.choice((-1, 1)) * rng.randint(1, 9)
+
+    def add(self, total: int, n: int) -> int:
+        return self.weak[total, n] if (total, n) in self.weak and self.rng.random() < self.wrong else total + n
 
 
-def equations(solution: str) -> list[str]:
-    return re.findall(r"\d+ . \d+ = \d+\.", solution)
+def in_range(solution: str) -> bool:
+    return all(0 <= int(n) <= 99 for n in re.findall(r"-?\d+", solution))
 
 
 def draw(rng: random.Random, steps: int) -> Problem:
@@ -165,9 +178,9 @@ def skeleton(question: str) -> tuple | None:
 
 
 def splits(o: Options) -> dict[str, list[Problem]]:
-    """Test, dev and train problems, no two with the same skeleton."""
+    """Test, dev and training problems, no two with the same skeleton."""
     rng, taken, out = random.Random(o.data_seed), set(), {}
-    for name, count in (("test", o.test), ("dev", o.dev), ("train", o.train)):
+    for name, count in (("test", o.test), ("dev", o.dev), ("train", o.train), ("more", o.more)):
         out[name] = []
         for _ in range(count):
             out[name].append(fresh(rng, o.target_steps, taken))
@@ -181,14 +194,15 @@ def documents(o: Options) -> dict[str, list[tuple[str, str]]]:
     taken = {p.skeleton for problems in splits(o).values() for p in problems}
     short = [fresh(rng, rng.randint(1, o.target_steps - 1), taken) for _ in range(o.short)]
     long = [fresh(rng, o.target_steps, taken) for _ in range(o.long)]
-    unknown = {f for f in FACTS if rng.random() < o.unknown}
-    out = {kind: [(f"Q: {p.question()}\nA:", " " + text) for p in problems for text in map(p.solution, PLANS)
-                  if unknown.isdisjoint(equations(text))] for kind, problems in (("short", short), ("long", long))}
+    teacher, out = Teacher(rng, o.weak, o.wrong), {}
+    for kind, problems in (("short", short), ("long", long)):
+        solutions = ((p, p.solution(plan, teacher.add)) for p in problems for plan in PLANS)
+        out[kind] = [(f"Q: {p.question()}\nA:", f" {text}") for p, text in solutions if in_range(text)]
     out["lists"] = []
     for _ in range(o.lists):
         steps = rng.choice((o.target_steps - 1, o.target_steps, o.target_steps))
         out["lists"].append(("", "".join(f"Q: {fresh(rng, steps, taken).question()}\n" for _ in range(5))))
-    facts = sorted({e for kind in ("short", "long") for _, text in out[kind] for e in equations(text)})
+    facts = [e for kind in ("short", "long") for _, text in out[kind] for e in re.findall(r"\d+ . \d+ = \d+\.", text)]
     out["drills"] = [("", " " + " ".join(rng.choices(facts, k=15))) for _ in range(o.drills)]
     return out
 
@@ -263,7 +277,7 @@ def step_loss(model: Llama, batch: list) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (github.com/KellerJordan/Muon): twice as fast as AdamW on the matrices.
+    """Momentum whose update is orthogonalised (github.com/KellerJordan/Muon), for matrices.
 
     torch.optim.Muon is the same, but works in bfloat16, which plain CPU cores emulate slowly.
     """
@@ -336,7 +350,7 @@ def main() -> None:
     o, tokenizer = parse_options(Options, __doc__), build_tokenizer()
     for name, problems in splits(o).items():
         rows = [{"id": f"{name}-{i}", "question": p.question()} for i, p in enumerate(problems)]
-        for row, problem in zip(rows, problems) if name != "train" else ():  # ScPO sees no answer
+        for row, problem in zip(rows, problems) if name in ("dev", "test") else ():  # ScPO sees no answer
             row["answer"] = problem.solution("In order")
         write_jsonl(HERE / f"{name}.jsonl", rows)
     save(Path(o.model), pretrain(o, tokenizer), tokenizer)

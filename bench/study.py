@@ -1,11 +1,12 @@
-"""The README's table of the miniature: ScPO and its controls over several seeds, on the test problems.
+"""The README's tables of the miniature: ScPO and its controls over several seeds, and how far its options may move.
 
-    python bench/study.py                                            # 5 seeds, about an hour and a half on two cores
-    python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # another M0
+    python bench/study.py                                        # controls: 5 seeds on the test problems, @@HOURS@@
+    python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # the same from another M0
+    python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 lr-4e-4 alpha-1 beta-0.1 …
 
 Every run is `python train.py` with the options below. Runs that exist are kept: the study can be stopped at any time.
 Prints Markdown: mean ± standard error over the seeds. A seed changes sampling, ties and the order of the pairs, and the
-questions the model writes; the given questions, the test problems and M0 stay the same.
+questions the model writes; the given questions, the problems it is measured on and M0 stay the same.
 """
 
 import json
@@ -29,6 +30,8 @@ SETTINGS = {
     "coin": ("control: a coin decides which is chosen", ["--supervision", "coin"]),
     "gold": ("gold pairs (uses labels)", ["--supervision", "gold", "--new-problems", "0", "--extra", "0"]),
 }
+# `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
+MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
 
 
 @dataclass
@@ -36,13 +39,23 @@ class Options:
     model: str = option(str(ROOT / "tasks/toy/model"), "M0")
     out: str = option("runs/study", "folder of the runs")
     seeds: int = option(5, "runs per setting, seeds 0, 1, …")
-    settings: tuple[str, ...] = option(tuple(SETTINGS), "which rows to make")
+    problems: str = option("test", "what the runs are measured on: test, or dev for choosing options")
+    settings: tuple[str, ...] = option(tuple(SETTINGS), "which rows to make; OPTION-VALUE, as lr-1e-4, moves one option")
+
+
+def described(setting: str) -> tuple[str, list[str]]:
+    """A setting's row name and its options of train.py."""
+    name, _, value = setting.partition("-")
+    if setting not in SETTINGS and (name not in MOVABLE or not value):
+        raise InputError(f"--settings {setting}: unknown; choose from {', '.join(SETTINGS)}, or OPTION-VALUE with an "
+                         f"option of {', '.join(MOVABLE)}")
+    return SETTINGS.get(setting, (f"--{name} {value}", [f"--{name}", value]))
 
 
 def train(options: Options, setting: str, seed: int) -> Path:
     """Run or continue one run; its folder."""
     folder = Path(options.out) / f"{setting}-{seed}"
-    extra = list(SETTINGS[setting][1])
+    extra = ["--test", str(ROOT / f"tasks/toy/{options.problems}.jsonl"), *described(setting)[1]]
     if setting == "gold":  # the shipped training questions have no answers: the solver knows them
         labelled = Path(options.out) / "train-with-answers.jsonl"
         if not labelled.exists():
@@ -91,9 +104,7 @@ def written_problems(folders: list[Path]) -> str:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
-    unknown = set(options.settings) - set(SETTINGS)
-    if unknown:
-        raise InputError(f"--settings: unknown {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
+    names = {setting: described(setting)[0] for setting in options.settings}
     folders: dict[str, list[Path]] = {setting: [] for setting in options.settings}
     for seed in range(options.seeds):
         for setting in options.settings:
@@ -101,7 +112,7 @@ def main() -> None:
             print(f"{folders[setting][-1]}: done", file=sys.stderr)
     print("| | | greedy % | gain | self-consistency % | vote share % | pairs |\n|---|---|---|---|---|---|---|")
     for setting, runs in folders.items():
-        print("\n".join(rows_of(SETTINGS[setting][0], runs)))
+        print("\n".join(rows_of(names[setting], runs)))
     if "scpo" in folders:
         print("\n" + written_problems(folders["scpo"]))
 

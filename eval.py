@@ -4,8 +4,8 @@
     python eval.py --model DIR --task gsm8k --problems test.jsonl --out m0.jsonl
     python eval.py --responses runs/toy/M2/eval_responses.jsonl --against runs/toy/M0/eval_responses.jsonl
 
-A file of responses made elsewhere needs, per line, `responses` (k texts); `gold` for accuracy; `greedy` (one text) for
-greedy accuracy. With `--against`, the difference on the problems both files share gets a paired bootstrap interval.
+A file of responses made elsewhere needs, per line, `id` and `responses` (k texts); `gold` for accuracy; `greedy` (one
+text) for greedy accuracy. With `--against`, the difference on the problems both files share gets a paired bootstrap interval.
 """
 
 import json
@@ -33,11 +33,34 @@ from vote import (
 
 
 def gold_answer(problem: dict, task: str) -> str | None:
-    """The canonical gold answer of a problem, from a worked solution ending in `#### N` or a bare answer, or None."""
-    if problem.get("answer") is None:
+    """The canonical gold answer of a problem as its publisher ships it, or None if it has none or a blanked one."""
+    answer, solution = problem.get("answer"), problem.get("solution")
+    if task == "zebralogic":
+        if isinstance(solution, dict):  # {"header": ["House", …], "rows": [["1", …], …]}
+            header, rows = solution["header"], solution["rows"]
+            if any(cell == "___" for row in rows for cell in row):
+                return None
+            solution = json.dumps({"solution": {f"House {row[0]}": dict(zip(header[1:], row[1:])) for row in rows}})
+        return None if solution is None else extract_answer(solution, task)
+    if task == "math":
+        return extract_answer(str(solution or "") if answer is None else rf"\boxed{{{answer}}}", task)
+    if answer is None:
         return None
-    answer = str(problem["answer"])
-    return extract_answer(answer, task) or extract_answer(f"#### {answer}", task)
+    return extract_answer(str(answer), task) or extract_answer(f"#### {answer}", task)
+
+
+def right_cells(answer: str | None, gold: str) -> tuple[int, int]:
+    """How many cells of the gold table an answer has right, and how many there are; what it has beside them is free."""
+    table, gold_table = json.loads(answer)["solution"] if answer else {}, json.loads(gold)["solution"]
+    cell = lambda house, name: table.get(house, {}).get(name) if isinstance(table, dict) and isinstance(
+        table.get(house), dict) else None
+    cells = [(cell(house, name), value) for house, row in gold_table.items() for name, value in row.items()]
+    return sum(given == value != "" for given, value in cells), len(cells)
+
+
+def correct(answer: str | None, gold: str, task: str) -> bool:
+    """The task's metric: the same answer, of a puzzle every cell."""
+    return len(set(right_cells(answer, gold))) == 1 if task == "zebralogic" else same_answer(answer, gold, task)
 
 
 def majority(answers: Sequence[str | None], task: str, draw: random.Random) -> tuple[str | None, int]:
@@ -52,27 +75,39 @@ def majority(answers: Sequence[str | None], task: str, draw: random.Random) -> t
 def score_row(row: dict, task: str) -> dict:
     """What one problem contributes: `greedy` and `self_consistency` (1, 0, or None without gold), shares of the k."""
     answers = response_answers(row, task)
-    winner, votes = majority(answers, task, random.Random(str(row["id"])))
-    gold, score = row.get("gold"), {"greedy": None, "self_consistency": None}
-    if gold is not None:
-        score["self_consistency"] = float(same_answer(winner, gold, task))
-        if "greedy" in row:
-            ended = row.get("greedy_ended", True)
-            score["greedy"] = float(ended and same_answer(extract_answer(row["greedy"], task), gold, task))
     ended = row.get("ended") or [True] * len(answers)
-    return score | {
+    winner, votes = majority(answers, task, random.Random(str(row["id"])))
+    gold = gold_answer({"answer": row.get("gold"), "solution": row.get("gold")}, task)
+    greedy = extract_answer(row["greedy"], task) if row.get("greedy_ended", True) and "greedy" in row else None
+    scores = {
+        "greedy": None if gold is None or "greedy" not in row else float(correct(greedy, gold, task)),
+        "self_consistency": None if gold is None else float(correct(winner, gold, task)),
         "vote_share": votes / len(answers),
-        "sample_accuracy": None if gold is None else float(np.mean([same_answer(a, gold, task) for a in answers])),
+        "sample_accuracy": None if gold is None else float(np.mean([correct(a, gold, task) for a in answers])),
         "unparsed": float(np.mean([e and a is None for a, e in zip(answers, ended)])),
         "truncated": 1 - float(np.mean(ended))}
+    if task == "zebralogic" and gold is not None and "greedy" in row:
+        right, cells = right_cells(greedy, gold)
+        houses = json.loads(gold)["solution"]
+        shape = len(houses), cells // len(houses)
+        easy = shape[0] == 2 or shape in ((3, 2), (3, 3))  # ZeroEval's split of October 2024: 280 of its 1,000 puzzles
+        scores |= {"greedy_cells": (right, cells), "greedy_easy" if easy else "greedy_hard": scores["greedy"]}
+    return scores
 
 
 def score(rows: list[dict], task: str) -> dict:
-    """Means over problems, in [0, 1], each accuracy with its standard error; None where gold or greedy is absent."""
+    """Means over problems, in [0, 1], each accuracy with its standard error; None where gold or greedy is absent.
+
+    ZebraLogic's four metrics are `greedy` (whole puzzles), `greedy_cells` (over all cells, those of a response without
+    an answer wrong), `greedy_easy` and `greedy_hard`.
+    """
     scores = [score_row(row, task) for row in rows]
     result: dict = {"problems": len(rows), "k": len(rows[0]["responses"])}
-    for name in scores[0]:
-        values = [s[name] for s in scores if s[name] is not None]
+    for name in dict.fromkeys(name for s in scores for name in s):
+        values = [s[name] for s in scores if s.get(name) is not None]
+        if name == "greedy_cells":
+            result[name] = sum(right for right, _ in values) / sum(cells for _, cells in values)
+            continue
         result[name] = float(np.mean(values)) if values else None
         if name in ("greedy", "self_consistency"):
             result[f"{name}_se"] = float(np.std(values) / len(values) ** 0.5) if values else None
@@ -133,7 +168,7 @@ class Options:
     temperature: float | None = option(None, "of those samples")
     top_p: float | None = option(None, "share of probability kept at each token")
     max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and counts as wrong")
-    limit: int = option(0, "only the first problems; 0 takes all")
+    limit: int | None = option(None, "only the first problems")
     seed: int = option(0, "of the sampling")
     rows: int = option(512, "responses decoded at once; lower it if memory runs out")
     chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
@@ -154,7 +189,7 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
         raise InputError(f"--k {chosen['k']}: at least 1 sample per problem")
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: must be 0 or more")
-    problems = read_problems(problems_file, options.limit)
+    problems = read_problems(problems_file, task, options.limit)
     model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
     rows = evaluate(model, text, task, problems, seed=[options.seed], rows=options.rows, name="eval", **chosen)
     if options.out:

@@ -12,7 +12,9 @@ Letters in shape comments
     P  prompts of a batch      R  rows: P·k, less those dropped      T  longest prompt      V  vocab_size
 """
 
+import json
 import random
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,11 +162,13 @@ class Task:
     """`tasks/NAME/task.json`: how problems are shown to a model, and the defaults of its runs."""
 
     name: str
-    prompt: str  # what a base model reads, with {question}
-    chat: str  # what a chat model is told, with {question}
+    prompt: str  # what a base model reads, with {question}; of a puzzle also {skeleton}, the JSON to fill in
+    chat: str  # what a chat model is told, likewise
     example: str  # one seed problem among those shown to the problem writer, with {question}
-    new_problem: str  # what the writer reads, with {examples}; it continues with one question and a newline
+    new_problem: str  # what the writer reads, with {examples}; of a puzzle also {attributes}, those to change
     defaults: dict  # option name → value; per-round options hold a list
+    text: str = "question"  # the field of a row that holds its problem
+    examples: int = 4  # seed problems shown to the writer
     stop: tuple[str, ...] = ()  # strings that end a base model's response, which tends to run on with another problem
 
     @classmethod
@@ -173,7 +177,14 @@ class Task:
         if not path.exists() or name not in EXTRACTORS:
             found = sorted(p.parent.name for p in TASKS.glob("*/task.json") if p.parent.name in EXTRACTORS)
             raise InputError(f"--task {name}: no such task; there are {', '.join(found)}")
-        return cls(name=name, **read_json(path, "a task is a folder with a task.json"))
+        raw = read_json(path, "a task is a folder with a task.json")
+        return cls(name=name, **{key: "\n".join(v) if key != "stop" and isinstance(v, list) else v
+                                 for key, v in raw.items()})
+
+    @property
+    def writes_lines(self) -> bool:
+        """Whether a new problem is one line; else it is a puzzle, rephrased from one example."""
+        return self.examples > 1
 
     def file(self, name: str) -> str | None:
         """The default model, problems or test set: shipped with the miniature, None for the other tasks."""
@@ -225,13 +236,17 @@ class Text:
         self.eos = stops[0]  # what a response is trained to end with
         self.stop_ids = sorted(set(stops))
 
-    def prompt(self, task: Task, question: str) -> str:
-        plain = self.chat == "plain"
-        return self.frame.replace("{prompt}", (task.prompt if plain else task.chat).replace("{question}", question))
+    def prompt(self, task: Task, problem: dict) -> str:
+        filled = (task.prompt if self.chat == "plain" else task.chat).replace("{question}", problem["question"])
+        if "{skeleton}" in filled:
+            filled = filled.replace("{skeleton}", skeleton(problem))
+        return self.frame.replace("{prompt}", filled)
 
-    def writer_prompt(self, task: Task, questions: Sequence[str]) -> str:
-        examples = "".join(task.example.replace("{question}", " ".join(q.split())) for q in questions)
-        return self.frame.replace("{prompt}", task.new_problem.replace("{examples}", examples))
+    def writer_prompt(self, task: Task, examples: Sequence[dict], attributes: Sequence[str] = ()) -> str:
+        joined = "".join(task.example.replace("{question}", " ".join(p["question"].split()) if task.writes_lines
+                                              else p["question"].strip()) for p in examples)
+        filled = task.new_problem.replace("{examples}", joined).replace("{attributes}", json.dumps(list(attributes)))
+        return self.frame.replace("{prompt}", filled)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Tokens of a prompt. The tokenizer adds its own BOS, unless the chat format has already written one."""
@@ -249,20 +264,40 @@ class Text:
         return [i for i in range(self.tokenizer.get_vocab_size()) if "\n" in self.decode([i])]
 
 
-def read_problems(path: str | Path, limit: int = 0) -> list[dict]:
-    """Problems of a JSON-lines file: `question`, perhaps `answer` (worked, ending in `#### N`) and `id`.
+def read_problems(path: str | Path, task: Task, limit: int | None = None) -> list[dict]:
+    """Problems of a JSON-lines file (or .gz) as their publisher ships it, each with `id` and `question`, first `limit`.
 
-    Only the first `limit` if positive. Raises InputError for a missing or empty file, a broken line, a line without
-    a question.
+    Raises InputError for a missing or empty file, a broken line, a row without the task's text, a puzzle without shape.
     """
-    problems = read_jsonl(path, required=("question",))
-    if not problems:
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: at least 1 problem; leave it out to take all")
+    rows = read_jsonl(path, required=(task.text,))[:limit]
+    if not rows:
         raise InputError(f"{path}: holds no problem")
-    for row in problems:
-        if not isinstance(row["question"], str):
-            raise InputError(f"{path}: `question` must be a text, found {row['question']!r}")
-    stem = Path(path).stem
-    return [{"id": f"{stem}-{i}", **row} for i, row in enumerate(problems)][: limit or None]
+    problems = []
+    for number, row in enumerate(rows):
+        if not isinstance(row[task.text], str):
+            raise InputError(f"{path}: `{task.text}` must be a text, found {row[task.text]!r}")
+        problem = {"id": row.get("unique_id") or f"{Path(path).stem.removesuffix('.jsonl')}-{number}", **row,
+                   "question": row[task.text]}
+        if not task.writes_lines:
+            problem["header"] = row.get("header") or (row.get("solution") or {}).get("header")
+            if not problem["header"] or not re.fullmatch(r"\d+\*\d+", str(row.get("size"))):
+                raise InputError(f"{path}: puzzle {problem['id']} needs `size`, as 3*4, and the `header` of its table")
+        problems.append(problem)
+    return problems
+
+
+def unlabelled(problem: dict) -> dict:
+    """What a model may be shown of a problem: its text and, of a puzzle, the shape of the table to fill in."""
+    return {key: problem[key] for key in ("id", "question", "size", "header") if key in problem}
+
+
+def skeleton(problem: dict) -> str:
+    """ZeroEval's JSON to fill in: a row of blanks per house, a cell per attribute of the puzzle."""
+    houses, attributes = int(problem["size"].split("*")[0]), problem["header"][1:]
+    blanks = {f"House {i + 1}": dict.fromkeys(attributes, "___") for i in range(houses)}
+    return json.dumps({"reasoning": "___", "solution": blanks}, indent=4)
 
 
 def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], k: int, *, temperature: float,
@@ -271,7 +306,7 @@ def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], 
     """k responses to each problem: rows for `responses.jsonl`, in order. Gold answers are not looked at, nor copied."""
     stops = task.stop if text.chat == "plain" else ()
     stopped = (lambda tokens: any(s in text.decode(tokens) for s in stops)) if stops else None
-    prompts = [text.prompt(task, p["question"]) for p in problems]
+    prompts = [text.prompt(task, p) for p in problems]
     sampled = generate(model, [text.encode_prompt(p) for p in prompts], k, max_new_tokens=max_new_tokens,
                        temperature=temperature, top_p=top_p, stop_ids=text.stop_ids, seed=seed,
                        first_sample=first_sample, rows=rows, stopped=stopped, progress=progress)
@@ -293,31 +328,52 @@ def same_text(question: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in question.lower()).split())
 
 
-def write_problems(model: Llama, text: Text, task: Task, questions: list[str], count: int, *, known: list[str],
+def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], count: int, *, known: list[str],
                    temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int],
                    name: str = "new", rows: int = 512) -> tuple[list[dict], dict]:
-    """New problems in the style of `questions` (paper, section 2): four random ones as examples, then an open line.
+    """New problems in the style of `problems` (paper, section 2): four random ones as examples, then an open line.
 
-    Only questions are written, no answers. Those cut off, empty, or equal to one of `questions`, of `known` or to each
-    other are dropped. Returns the problems kept, and how many of the `count` were dropped for which reason.
+    A puzzle is rephrased from one example: the values of one attribute are renamed, another attribute is replaced.
+    Only questions are written, no answers. Those cut off, malformed, or equal to one of `problems`, of `known` or to
+    each other are dropped. Returns the problems kept, and how many of the `count` were dropped for which reason.
     """
     draw = random.Random(f"{list(seed)} examples")
-    prompts = [text.writer_prompt(task, draw.sample(questions, min(4, len(questions)))) for _ in range(count)]
-    sampled = generate(model, [text.encode_prompt(p) for p in prompts], 1, max_new_tokens=max_new_tokens,
-                       temperature=temperature, top_p=top_p, seed=seed, rows=rows,
-                       stop_ids=text.newline_ids() + text.stop_ids, progress=f"{name}: writing problems")
-    seen = {same_text(q) for q in [*questions, *known]}
-    kept, dropped = [], {"cut off": 0, "empty": 0, "seen before": 0}
-    for [response] in sampled:
-        question = text.decode(response.tokens).strip().removeprefix("Q:").strip()
-        key = same_text(question)
-        reason = "cut off" if not response.ended else "empty" if not key else "seen before" if key in seen else None
+    examples = [draw.sample(problems, min(task.examples, len(problems))) for _ in range(count)]
+    changed = [[] if task.writes_lines else draw.sample(shown[0]["header"][1:], 2) for shown in examples]
+    prompts = [text.encode_prompt(text.writer_prompt(task, *both)) for both in zip(examples, changed)]
+    sampled = generate(model, prompts, 1, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+                       seed=seed, rows=rows, progress=f"{name}: writing problems",
+                       stop_ids=text.newline_ids() + text.stop_ids if task.writes_lines else text.stop_ids)
+    seen = {same_text(q) for q in [*(p["question"] for p in problems), *known]}
+    kept, dropped = [], {"cut off": 0, "malformed": 0, "seen before": 0}
+    for [response], shown in zip(sampled, examples):
+        written = text.decode(response.tokens)
+        problem = {"question": written.strip().removeprefix("Q:").strip()} if task.writes_lines else \
+            rephrased_puzzle(written, shown[0])
+        key = same_text(problem["question"]) if problem else ""
+        reason = "cut off" if not response.ended else "malformed" if not key else "seen before" if key in seen else None
         if reason:
             dropped[reason] += 1
         else:
             seen.add(key)
-            kept.append({"id": f"{name}-{len(kept)}", "question": question})
+            kept.append({"id": f"{name}-{len(kept)}", **problem})
     return kept, dropped
+
+
+def rephrased_puzzle(written: str, source: dict) -> dict | None:
+    """The puzzle in triple quotes and its table's new shape, from `New Attribute Map: {"old": "new"}`; None without."""
+    mapped = re.search(r"New Attribute Map:\s*+(\{[^{}]*+\})", written)
+    quoted = written.split('"""')
+    try:
+        names = json.loads(mapped[1].replace("'", '"')) if mapped else None
+    except ValueError:
+        names = None
+    if not names or len(quoted) < 3 or not all(old in source["header"] and isinstance(new, str) and new.strip()
+                                               for old, new in names.items()):
+        return None
+    header = [names.get(attribute, attribute) for attribute in source["header"]]
+    return {"question": quoted[-2].strip(), "size": source["size"], "header": header} \
+        if len(set(header)) == len(header) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -334,7 +390,7 @@ class Options:
     temperature: float = option(0.7, "divides the logits; 0 is greedy (paper: 0.7)")
     top_p: float = option(0.9, "share of probability kept at each token (paper: 0.9)")
     max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
-    limit: int = option(0, "only the first problems; 0 takes all")
+    limit: int | None = option(None, "only the first problems")
     seed: int = option(0, "of the sampling")
     rows: int = option(512, "responses decoded at once; lower it if memory runs out")
     chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
@@ -376,7 +432,7 @@ def main() -> None:
     problems_file = options.problems or task.file("problems")
     if problems_file is None:
         raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with a `question` each")
-    problems = read_problems(problems_file, options.limit)
+    problems = read_problems(problems_file, task, options.limit)
     model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
     rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
                            top_p=options.top_p, seed=[options.seed], rows=options.rows, progress="sampling",

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from eval import evaluate, gold_answer, score, table
 from model import Llama, read_json
-from sample import CHATS, Task, Text, answer_problems, load_checkpoint, read_problems, write_problems
+from sample import CHATS, Task, Text, answer_problems, load_checkpoint, read_problems, unlabelled, write_problems
 from scpo import SUPERVISION, build_pair, collate, scpo_loss, token_logps, unanimous
 from vote import (
     InputError,
@@ -76,7 +76,7 @@ class Options:
     micro_batch: int = option(8, "pairs in memory at once; gradients accumulate up to the batch size")
     clip: float = option(1.0, "largest norm of the gradient")
     max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
-    limit: int = option(0, "only the first training and test problems, for a quick look; 0 takes all")
+    limit: int | None = option(None, "only the first training and test problems, for a quick look")
     rows: int = option(512, "responses decoded at once; lower it if memory runs out")
     seed: int = option(0, "of sampling, ties and order of the pairs")
     chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
@@ -138,17 +138,17 @@ def per_round(values: tuple, t: int) -> float | int:
 
 def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int) -> list[dict]:
     """The given questions, and those that M_{t-1} writes. Answers are taken along only if the pairs ask for gold."""
-    rows = read_problems(options.problems, options.limit)
-    given = [{"id": p["id"], "question": p["question"]} for p in rows]
+    rows = read_problems(options.problems, task, options.limit)
+    given = [unlabelled(p) for p in rows]
     if options.supervision == "gold":
         given = [problem | {"gold": gold_answer(p, task.name)} for problem, p in zip(given, rows)]
     count = per_round(options.new_problems, t)
     if count == 0:
         print(f"M{t} problems: {len(given)} given, none written")
         return given
-    test = [p["question"] for p in read_problems(options.test)] if options.test else []
+    test = [p["question"] for p in read_problems(options.test, task)] if options.test else []
     new, dropped = write_problems(
-        model, text, task, [p["question"] for p in given], count, known=test, temperature=options.temperature,
+        model, text, task, given, count, known=test, temperature=options.temperature,
         top_p=options.top_p, max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows,
         name=f"M{t}-new")
     print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; dropped: "
@@ -374,7 +374,7 @@ def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, 
     if options.test is None or (folder / "eval.json").exists():
         return
     model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, read_problems(options.test, options.limit), k=options.k,
+    rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
                     temperature=options.temperature, top_p=options.top_p, max_new_tokens=options.max_new_tokens,
                     seed=[options.seed, 0, 4], rows=options.rows, name=f"M{t}")  # the same draws for every M_t
     result = score(rows, task.name)
@@ -391,7 +391,7 @@ def main() -> None:
     task = Task.load(options.task)
     complete(options, task)
     for path in filter(None, (options.problems, options.test)):
-        read_problems(path)  # a broken line shows now, not after an hour
+        read_problems(path, task)  # a broken line shows now, not after an hour
     run = open_run(options)
     print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
     evaluate_round(options.model, run, task, options, 0)

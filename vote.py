@@ -13,48 +13,62 @@ it also holds what every script shares: JSON lines, options from a dataclass, an
 """
 
 import argparse
+import gzip
 import json
 import os
 import re
 import sys
 import textwrap
 import typing
+import zlib
 from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+
+from tasks.math.formula import LONGEST as LONGEST_FORMULA
+from tasks.math.formula import canonical_formula
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Extraction: text → canonical answer or None
 
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:/\d+)?"  # 1,000  18  18.50  .5  3/4
-SIGNED = rf"[-−+]?\s*+\\?\$?\s*+[-−]?\s*+(?=[\d.]){NUMBER}"  # \s*+ never backtracks: linear in a run of blanks
-MARKED = re.compile(rf"####\s*+({SIGNED})")  # GSM8K's last line: #### N
-OPENING = re.compile(rf"\s*+(?:[a-z]\s*+=\s*+)?({SIGNED})", re.IGNORECASE)  # N or x = N
+NUMBER = re.compile(r"[-−+]?\s?\\?\$?\s?[-−]?\s?(?=\.?\d)"
+                    r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)?(?:\.\d++)?(?:/\d++)?+")  # 1,000  -18  $18.50  .5  3/4
+BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
+ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of an answer given as JSON
+ANSWER_PHRASE = re.compile(r"\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)\s*+:?\s*+([^\n]++)", re.IGNORECASE)
 LONGEST = 40  # characters; no benchmark has such a number, and a runaway string of digits must not cost quadratic time
 
 
 def canonical_number(text: str) -> str | None:
-    """One spelling per value: "$1,000.50" → "1000.5", "18.00" → "18", "3/4" → "0.75", "2/6" → "1/3"; else None."""
+    """One spelling per value, to six decimals: "$1,000.50" → "1000.5", "18.00" → "18", "3/4" → "0.75"; else None."""
     digits = re.sub(r"[\s,$\\+]", "", text).replace("−", "-")
     if not digits or len(digits) > LONGEST:
         return None
     numerator, _, denominator = digits.partition("/")
     try:
-        value = Fraction(numerator) / Fraction(denominator or 1)
+        millionths = round(Fraction(numerator) / Fraction(denominator or 1) * 10**6)
     except (ValueError, ZeroDivisionError):
         return None
-    decimal = f"{Decimal(value.numerator) / Decimal(value.denominator):f}"  # 28 significant digits
-    return decimal if Fraction(decimal) == value else str(value)
+    whole, rest = divmod(abs(millionths), 10**6)
+    return "-" * (millionths < 0) + f"{whole}.{rest:06d}".rstrip("0").rstrip(".")
+
+
+def first_number(text: str) -> str | None:
+    """The number that a statement of an answer gives: its first, or of a calculation the one after the last `=`."""
+    found = NUMBER.search(text.rpartition("=")[2]) or NUMBER.search(text)
+    return canonical_number(found.group()) if found else None
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}`; None if there is none or its braces never close. Linear time."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    """The content of the last `\\boxed{…}`, `\\boxed 2` or `\\fbox{…}`; None if it never closes. Linear time."""
+    place = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    opening = BOX.match(text, place) if place >= 0 else None
+    if opening is None:
         return None
-    start, depth = start + len("\\boxed{"), 1
+    if text[opening.end() : opening.end() + 1] != "{":
+        return re.compile(r"[^\s$.,;{}]*").match(text, opening.end()).group()
+    start, depth = opening.end() + 1, 1
     for brace in re.compile(r"(?<!\\)[{}]").finditer(text, start):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
@@ -62,17 +76,78 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def stated_answer(text: str) -> str | None:
+    """What a response without its task's mark names as its answer: a JSON field, "the answer is …", or all there is."""
+    text = re.split(r"\n[ \t]*+Q:", text, maxsplit=1)[0]  # a base model may run on with another problem
+    fields_ = ANSWER_FIELD.findall(text)
+    if fields_:
+        return fields_[-1][0].replace("\\\\", "\\").replace('\\"', '"') or fields_[-1][1]
+    phrases = [phrase for phrase in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", phrase)]
+    if phrases:
+        return phrases[-1]
+    alone = text.strip() if len(text) < LONGEST_FORMULA else ""
+    return alone if re.fullmatch(r"(?:\\[a-z]+ |\S)*[A-Za-z0-9](?:\\[a-z]+ |\S)*", alone) else None
+
+
 def extract_number(text: str) -> str | None:
-    """The number of the last `#### N`; without one, the number that opens the last balanced `\\boxed{…}`."""
-    marked = MARKED.findall(text)
-    if marked:
-        return canonical_number(marked[-1])
-    boxed = last_boxed(text)
-    number = OPENING.match(boxed.replace("{,}", ",").replace("\\!", "")) if boxed is not None else None
-    return canonical_number(number.group(1)) if number else None
+    """GSM8K: the number of the last `#### N`; else of the last `\\boxed{…}`; else of what the text calls its answer."""
+    text = re.split(r"\n[ \t]*+Q:", text, maxsplit=1)[0]  # a base model may run on with another problem
+    _, mark, marked = text.rpartition("####")
+    if mark and (number := first_number(marked.strip().partition("\n")[0])):
+        return number
+    if BOX.search(text):
+        return first_number((last_boxed(text) or "").replace("{,}", ",").replace("\\!", ""))
+    return first_number(stated_answer(text) or "")
 
 
-EXTRACTORS = {"toy": extract_number, "gsm8k": extract_number}
+def extract_formula(text: str) -> str | None:
+    """MATH: the content of the last `\\boxed{…}` in one spelling; without a box, what the text calls its answer."""
+    if BOX.search(text):
+        answer = last_boxed(text)
+    else:
+        answer = stated_answer(text)
+        if answer and (inline := re.match(r"\s*+\$([^$]++)\$", answer)):  # The answer is $x + 2$ as …
+            answer = inline[1]
+    return canonical_formula(answer) if answer else None
+
+
+def extract_table(text: str) -> str | None:
+    """ZebraLogic: the `solution` of the last complete top-level JSON object, cells in lower case, as canonical JSON.
+
+    The rule is ZeroEval's (src/evaluation/zebra_grid_eval.py), so that no-answer rates compare: braces are matched
+    wherever they stand, line breaks are dropped, nothing is repaired. A bare grid of houses is a solution too, unless
+    a stray brace shows that it is a piece of something broken.
+    """
+    start, depth, whole, stray = 0, 0, None, False
+    for brace in re.finditer(r"[{}]", text):
+        if brace.group() == "{":
+            start, depth = brace.start() if depth == 0 else start, depth + 1
+        elif depth == 0:
+            stray = True
+        else:
+            depth -= 1
+            whole = slice(start, brace.end()) if depth == 0 else whole
+    try:
+        found = json.loads(text[whole].replace("\n", "")) if whole else {}
+        bare = found and not stray and all(re.fullmatch(r"House \d+", key) for key in found)
+        solution = found if bare else found.get("solution")
+        return None if solution is None else json.dumps({"solution": lower_cells(solution)}, sort_keys=True,
+                                                        ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def lower_cells(value: typing.Any) -> typing.Any:
+    """The cells of a table, compared in lower case and without outer blanks; of a list its first item counts."""
+    if isinstance(value, dict):
+        return {key: lower_cells(cell) for key, cell in value.items()}
+    if isinstance(value, list):
+        return lower_cells(value[0]) if value else None
+    return None if value is None else str(value).lower().strip()
+
+
+EXTRACTORS = {"toy": extract_number, "gsm8k": extract_number, "wordproblems": extract_number, "math": extract_formula,
+              "zebralogic": extract_table}
 
 
 def extract_answer(text: str, task: str) -> str | None:
@@ -113,10 +188,11 @@ class InputError(Exception):
 def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
     """The objects of a JSON-lines file. Raises InputError naming the file and the line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand inside a text
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="\n") as file:
+            lines = file.read().split("\n")  # not splitlines: U+2028 may stand inside a text
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     rows = []
     for number, line in enumerate(lines, 1):

@@ -45,8 +45,8 @@ def main() -> None:
     model, text = load_checkpoint(o.model, "plain", "auto", "float32")
     device = model.model.norm.weight.device
     theirs = transformers.LlamaForCausalLM.from_pretrained(o.model, dtype=torch.float32).eval().to(device)
-    prompts = [text.encode_prompt(text.prompt(Task.load("toy"), problem["question"]))
-               for problem in read_problems(o.problems, o.prompts)]
+    task = Task.load("toy")
+    prompts = [text.encode_prompt(text.prompt(task, p)) for p in read_problems(o.problems, task, o.prompts)]
     longest = max(map(len, prompts))
     padded = torch.tensor([[text.eos] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)

@@ -155,7 +155,7 @@ CHATML, LLAMA3 = ("<|im_start|>", "<|im_end|>"), ("<|start_header_id|>", "<|end_
 def test_chat_format_is_read_off_the_folder(special, template, chat, closing, tmp_path):
     """One BOS in every format; a response is trained to end with the token that closes its turn."""
     text = Text(text_folder(tmp_path, *special, template=template))
-    prompt = text.encode_prompt(text.prompt(TASK, "Tom has 3 apples."))
+    prompt = text.encode_prompt(text.prompt(TASK, {"question": "Tom has 3 apples."}))
     assert text.chat == chat
     assert prompt.count(text.tokenizer.token_to_id(BOS)) == 1 and prompt[0] == text.tokenizer.token_to_id(BOS)
     assert all(prompt.count(text.tokenizer.token_to_id(mark)) > 0 for mark in special if chat != "plain")  # not spelled
@@ -189,13 +189,13 @@ def test_unusable_problem_files_are_refused_by_line(lines, named, tmp_path):
     if lines is not None:
         (tmp_path / "p.jsonl").write_text(lines)
     with pytest.raises(InputError, match=named):
-        sample.read_problems(tmp_path / "p.jsonl")
+        sample.read_problems(tmp_path / "p.jsonl", TASK)
 
 
 def test_problems_are_numbered_and_limited(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"question": "a"}\n{"question": "b", "id": "mine"}\n{"question": "c"}\n')
-    assert [p["id"] for p in sample.read_problems(tmp_path / "p.jsonl")] == ["p-0", "mine", "p-2"]
-    assert [p["question"] for p in sample.read_problems(tmp_path / "p.jsonl", 2)] == ["a", "b"]
+    assert [p["id"] for p in sample.read_problems(tmp_path / "p.jsonl", TASK)] == ["p-0", "mine", "p-2"]
+    assert [p["question"] for p in sample.read_problems(tmp_path / "p.jsonl", TASK, 2)] == ["a", "b"]
 
 
 def scripted(monkeypatch, text: Text, replies: list[tuple[str, bool]]) -> list[dict]:
@@ -211,14 +211,14 @@ def scripted(monkeypatch, text: Text, replies: list[tuple[str, bool]]) -> list[d
 
 
 def test_written_problems_are_new_and_whole(toy_checkpoint, monkeypatch):
-    text, given = Text(toy_checkpoint), [f"Tom has {n} apples?" for n in range(6)]
+    text, given = Text(toy_checkpoint), [{"question": f"Tom has {n} apples?"} for n in range(6)]
     replies = [" Ann buys 3?", " Ann buys 4?", " ann  buys 3", " tom has 5 apples", " She has 1?", " ", " Ann bu"]
     calls = scripted(monkeypatch, text, [(r, i < 6) for i, r in enumerate(replies)])
     kept, dropped = sample.write_problems(None, text, TASK, given, 7, known=["She has 1"], name="n", **HOW)
     assert kept == [{"id": "n-0", "question": "Ann buys 3?"}, {"id": "n-1", "question": "Ann buys 4?"}]
-    assert dropped == {"cut off": 1, "empty": 1, "seen before": 3}
+    assert dropped == {"cut off": 1, "malformed": 1, "seen before": 3}
     shown = [prompt.removesuffix("Q:").splitlines() for prompt in calls[0]["prompts"]]
-    assert all(len(set(s)) == 4 and set(s) <= {f"Q: {q}" for q in given} for s in shown)
+    assert all(len(set(s)) == 4 and set(s) <= {f"Q: {p['question']}" for p in given} for s in shown)
     assert len({tuple(s) for s in shown}) > 3
     assert set(text.newline_ids() + text.stop_ids) <= set(calls[0]["stop_ids"])
     for seed in (0, 1):

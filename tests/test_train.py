@@ -207,7 +207,7 @@ def test_extra_responses_are_drawn_for_unanimous_problems_alone(finished):
 
 
 @pytest.mark.parametrize("argv, needle", [
-    (["--task", "nope"], "there are gsm8k, toy"),
+    (["--task", "nope"], "there are gsm8k, math, toy"),
     (["--task", "gsm8k"], "--problems"),
     (["--task", "gsm8k", "--problems", TOY / "train.jsonl"], "--model"),
     (["--model", "/no/such/folder"], "no such folder"),

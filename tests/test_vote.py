@@ -13,13 +13,13 @@ from vote import InputError, count_votes, extract_answer, read_jsonl, response_a
 @pytest.mark.parametrize("text, answer", [
     ("so 4 + 14 = 18.\n#### 18", "18"), ("#### 1,000", "1000"), ("#### $18.00", "18"), ("#### -3", "-3"),
     ("#### -$5", "-5"), ("#### $-5", "-5"), ("#### 3/4", "0.75"), ("#### 0.750", "0.75"), ("#### .5", "0.5"),
-    ("#### 1/3", "1/3"), ("#### 2/6", "1/3"), ("#### 50%", "50"), ("#### 18.", "18"), ("####18 apples", "18"),
+    ("#### 1/3", "0.333333"), ("#### 0.3333333333333333", "0.333333"), ("#### 50%", "50"), ("#### 18.", "18"), ("####18 apples", "18"),
     ("#### 007", "7"), ("#### -0", "0"), ("#### 1,234,567.50", "1234567.5"), ("#### −4", "-4"),
     ("#### 3\nno, wait\n#### 5", "5"),  # the last one counts
     (r"thus \boxed{18}", "18"), (r"\boxed{1} or \boxed{2}", "2"), (r"\boxed{\$1{,}000}", "1000"),
     (r"\boxed{x = 5}", "5"),
     (r"\boxed{12\text{ apples}}", "12"), (r"\boxed{4} #### 5", "5"),  # the task's own mark comes first
-    ("#### none, \\boxed{4}", "4"), ("the answer is 18", None), ("", None), ("####", None), ("#### many", None),
+    ("#### none, \\boxed{4}", "4"), ("The answer is 18.", "18"), ("", None), ("####", None), ("#### many", None),
     (r"\boxed{18", None), (r"\boxed{\text{eighteen}}", None), ("#### 1/0", None), ("#### 18/", "18"),
 ])
 def test_number_answers(text, answer):

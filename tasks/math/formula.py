@@ -1,0 +1,351 @@
+r"""Read the LaTeX of a final answer into one spelling per value: `\dfrac12`, `\frac{1}{2}`, `0.5` and `1/2` are `1/2`.
+
+In the tradition of the MATH benchmark's own normalisation (Hendrycks et al., arXiv 2103.03874), but read token by token
+instead of rewritten by patterns, so that no character is lost on the way: a formula is understood to its last token, or
+it is compared as it stands. Numbers are worked out (fractions, square roots, i, π as a name); with letters no algebra is
+done beyond sorting sums and products, so an expanded polynomial differs from a factored one, as the benchmark wants it.
+"""
+
+import re
+from fractions import Fraction
+
+LONGEST = 400  # characters; the longest gold answer of MATH has 159
+MOST_TERMS = 64  # of a product that is multiplied out: (1 + √2)(1 + √3)… doubles with every factor
+WORDS = re.compile(r"\\(?:text[a-z]*|mbox|hbox|emph|operatorname|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
+TYPOGRAPHY = [(re.compile(pattern), spelling) for pattern, spelling in [  # only looks, or another name of the same
+    (r"(?<=\d)\s*(?:\{,\}|,\s*\\!)\s*(?=\d{3})", ""),  # 1{,}000  1,\!000
+    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|q?quad)(?![A-Za-z])|(?<!\\)\\[!,;: ]|~|\\phantom\s*\{?-?\}?",
+     " "),
+    (r"\\?\$|\\?%|\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|[.,;]\s*$|^\s*\\approx", " "),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac "), (r"\\(?:cdot|times)(?![A-Za-z])", "*"), (r"\*\*", "^"), ("−", "-"),
+    ("π", r"\\pi "), ("∞", r"\\infty "), ("√", r"\\sqrt "), (r"≤|\\leq?(?![A-Za-z])", "<="),
+    (r"≥|\\geq?(?![A-Za-z])", ">="), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
+    (r"\\(begin|end)\s*\{[pb]?matrix\}", r"\\\1{matrix}"),  # round or square brackets: the same matrix
+    (r"§\s*,?\s*(?:and|or)\s*,?\s*§", ",")]]
+THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,])")
+TOKEN = re.compile(r"§[^§]*§|\\(?:begin|end)\{matrix\}|\\[A-Za-z]+|\\.|[<>]=|\d+(?:\.\d+)?|\.\d+|[A-Za-z]+|\S", re.S)
+RELATIONS = ("=", "<", ">", "<=", ">=", ":", r"\in", r"\cup", r"\cap", r"\ne", r"\neq", r"\approx", r"\to")
+SEPARATORS = (",", ";", "and", "or")
+ENDS = ("", ")", "]", "}", r"\}", "&", r"\\", r"\end{matrix}", *SEPARATORS, *RELATIONS)
+SIGNS = ("+", "-", r"\pm")
+FUNCTIONS = tuple(r"\sin \cos \tan \cot \sec \csc \log \ln \exp \arcsin \arccos \arctan".split())
+SHORT_UNITS = "cm mm km ft in yd mi kg lb oz mg ml hr am pm".split()
+BRACKETS = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",)}
+
+
+def canonical_formula(text: str) -> str | None:
+    """The one spelling of a final answer in LaTeX or plain text; None if there is nothing, or too much, to read.
+
+    A list keeps no order (a set's braces are dropped), a tuple or an interval keeps order and brackets. Units, degrees,
+    percent and dollar signs are dropped, and so is `x =`. What is no formula stands as it is, without its blanks.
+    """
+    seen = set()
+    while text and len(text) <= LONGEST and text not in seen:  # until a second reading changes nothing
+        seen.add(text)
+        text = spelling(text)
+    return text if text in seen else None
+
+
+def spelling(text: str) -> str:
+    """What one reading makes of it; empty if there is nothing to read."""
+    text = text.strip()
+    while bare := WORDS.fullmatch(text) or re.fullmatch(r"\$([^$]*)\$|\{([^{}]*)\}", text):
+        text = next(filter(None, bare.groups()), "").strip()
+    text = WORDS.sub(r" §\1§ ", text.replace("§", ""))  # §…§ marks words
+    for pattern, spelling in TYPOGRAPHY:
+        text = pattern.sub(spelling, text)
+    if not re.search(r"[\[({]", text):  # in (1,234) the comma separates
+        text = THOUSANDS.sub(lambda number: number[1].replace(",", ""), text)
+    text = " ".join(text.split())
+    if re.fullmatch(r"[A-Za-z][A-Za-z .'-]+|§[^§]*§", text):  # words alone
+        return re.sub(r"\W", "", text).lower()
+    try:
+        items = Formula(text).whole()
+    except (Unreadable, ValueError):  # ValueError: a number of more digits than Python converts
+        return re.sub(r"[\s§]", "", text)
+    if len(items) == 1 and re.fullmatch(r"\\\{[^{}]*\\\}", items[0]):
+        return items[0][2:-2]
+    return ";".join(sorted(items))
+
+
+class Unreadable(Exception):
+    """Not a formula of the kinds that answers are made of."""
+
+
+class Sum:
+    """A sum of products, {sorted factors: rational coefficient}: the form in which equal values look alike."""
+
+    def __init__(self, terms: dict[tuple[str, ...], Fraction]):
+        self.terms = {factors: c for factors, c in terms.items() if c}
+
+    def rational(self) -> Fraction | None:
+        return self.terms.get((), Fraction(0)) if self.terms.keys() <= {()} else None
+
+    def numeric(self) -> bool:
+        return all(f == "i" or f.startswith((r"\pi", r"\sqrt")) for factors in self.terms for f in factors)
+
+    def __str__(self) -> str:
+        out = ""
+        for factors, c in sorted(self.terms.items()) or [((), Fraction(0))]:
+            above = [f for f in factors if not f.endswith("^(-1)")]
+            below = [f.removesuffix("^(-1)") for f in factors if f.endswith("^(-1)")]
+            above = [str(abs(c.numerator))] * (abs(c.numerator) != 1 or not above) + above
+            below = [str(c.denominator)] * (c.denominator != 1) + below
+            out += ("-" if c < 0 else "+" if out else "") + "*".join(above)
+            out += f"/({'*'.join(below)})" if len(below) > 1 else "".join(f"/{f}" for f in below)
+        return out
+
+    def factor(self) -> str:
+        """As one factor of a product: in brackets unless it is one already."""
+        [*factors] = self.terms
+        single = len(factors) == 1 and len(factors[0]) == 1 and self.terms[factors[0]] == 1
+        return factors[0][0] if single else f"({self})"
+
+    def __add__(self, other: "Sum") -> "Sum":
+        return Sum({f: self.terms.get(f, Fraction(0)) + other.terms.get(f, 0) for f in self.terms | other.terms})
+
+    def __mul__(self, other: "Sum") -> "Sum":
+        sides = [self, other]
+        if len(self.terms) * len(other.terms) > MOST_TERMS:
+            raise Unreadable
+        if not (self.numeric() and other.numeric()):  # with letters, a product of sums stays one
+            sides = [side if len(side.terms) <= 1 else name(f"({side})") for side in sides]
+        total = Sum({})
+        for a, x in sides[0].terms.items():
+            for b, y in sides[1].terms.items():
+                total += product(a + b, x * y)
+        return total
+
+    def inverse(self) -> "Sum":
+        if not self.terms:
+            raise Unreadable
+        if len(self.terms) > 1:
+            return name(f"({self})^(-1)")
+        [(factors, c)] = self.terms.items()
+        total = number(1 / c)
+        for f in factors:
+            if radicand(f):  # 1/√n = √n/n
+                total *= Sum({(f,): Fraction(1, radicand(f))})
+            else:
+                total *= name(f.removesuffix("^(-1)") if f.endswith("^(-1)") else f + "^(-1)")
+        return total
+
+    def power(self, exponent: "Sum") -> "Sum":
+        e, base = exponent.rational(), self.rational()
+        if e == -1:
+            return self.inverse()
+        if e == Fraction(1, 2):
+            return root(self)
+        if e is not None and e.denominator == 1:
+            if base and abs(e) * max(base.numerator.bit_length(), base.denominator.bit_length()) < 2000:
+                return number(base ** int(e))
+            if self.numeric() and 1 <= e <= 8:
+                return self if e == 1 else self * self.power(number(e - 1))
+        return self if e == 1 else name(f"{self.factor()}^({exponent})")
+
+
+def number(value: Fraction | int | str) -> Sum:
+    return Sum({(): Fraction(value)})
+
+
+def name(text: str) -> Sum:
+    return Sum({(text,): Fraction(1)})
+
+
+def radicand(factor: str) -> int:
+    """n of the factor √n of a whole number, else 0."""
+    inside = re.fullmatch(r"\\sqrt\{(\d+)\}", factor)
+    return int(inside[1]) if inside else 0
+
+
+def product(factors: tuple[str, ...], c: Fraction) -> Sum:
+    """√a·√b = √(ab), without its square divisors, and i·i = -1; the other factors are only sorted."""
+    inside, rest = 1, sorted(f for f in factors if not radicand(f) and f != "i")
+    for f in factors:
+        inside *= radicand(f) or 1
+    for divisor in range(2, 1000):
+        while inside % divisor**2 == 0:
+            inside, c = inside // divisor**2, c * divisor
+    imaginary = factors.count("i")
+    rest += [rf"\sqrt{{{inside}}}"] * (inside != 1) + ["i"] * (imaginary % 2)
+    return Sum({tuple(sorted(rest)): c * (-1) ** (imaginary // 2)})
+
+
+def root(inside: Sum, degree: str = "2") -> Sum:
+    value = inside.rational()
+    if degree != "2":
+        return name(rf"\sqrt[{degree}]{{{inside}}}")
+    if value is None:
+        return name(rf"\sqrt{{{inside}}}")
+    if value < 0:
+        return root(number(-value)) * name("i")
+    return product((rf"\sqrt{{{value.numerator * value.denominator}}}",), Fraction(1, value.denominator)) \
+        if value else number(0)  # √(p/q) = √(pq)/q
+
+
+class Formula:
+    """A reader by recursive descent: every token is understood or the formula is Unreadable, none is skipped."""
+
+    def __init__(self, text: str):
+        self.tokens = TOKEN.findall(text)[::-1]  # a stack, the next token last
+        self.depth = 0
+
+    def next(self) -> str:
+        return self.tokens[-1] if self.tokens else ""
+
+    def take(self, *wanted: str) -> str:
+        """The next token if it is wanted, else nothing."""
+        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else ""
+
+    def need(self, *wanted: str) -> str:
+        if not (token := self.take(*wanted)):
+            raise Unreadable
+        return token
+
+    def whole(self) -> list[str]:
+        items = [str(item) for item in self.items()]
+        if self.tokens:
+            raise Unreadable
+        return items
+
+    def items(self) -> list[Sum]:
+        """A list: 1, 2 and 3."""
+        found = [self.relation()]
+        while self.take(*SEPARATORS):
+            while self.take(*SEPARATORS):  # ", and"
+                pass
+            found.append(self.relation())
+        return found
+
+    def relation(self) -> Sum:
+        r"""Sums with relations between them. `x = 2` is 2, `x \in [0,1)` and `0 <= x < 1` are the interval."""
+        sides, signs = [self.sum()], []
+        while sign := self.take(*RELATIONS):
+            signs.append(sign)
+            sides.append(self.sum())
+        if not signs:
+            return sides[0]
+        texts = [str(side) for side in sides]
+        lone = [bool(re.fullmatch(r"[A-Za-z](\*\(?[A-Za-z]\)?)?(_\w+)?|\\[a-z]+", text)) for text in texts]
+        if len(signs) == 1 and signs[0] in ("=", r"\in", r"\approx") and lone[0]:
+            return sides[1]
+        if len(signs) == 2 and set(signs) <= {"<", "<="} and lone[1]:
+            return name(f"{'([' [signs[0] == '<=']}{texts[0]},{texts[2]}{')]' [signs[1] == '<=']}")
+        if set(signs) == {r"\cup"}:
+            return name(r"\cup ".join(sorted(texts)))
+        return name("".join(text + sign + " " * sign.startswith("\\") for text, sign in zip(texts, [*signs, ""])))
+
+    def sum(self) -> Sum:
+        total = self.signed()
+        while self.next() in SIGNS:
+            total += self.signed()
+        return total
+
+    def signed(self) -> Sum:
+        sign = number(1)
+        while token := self.take(*SIGNS):
+            sign *= {"+": number(1), "-": number(-1), r"\pm": name(r"\pm")}[token]
+        return sign * self.term()
+
+    def term(self) -> Sum:
+        r"""A product, written with or without signs. `1\frac23` is a mixed number; words at its end are a unit."""
+        whole = self.next().isdigit()
+        total = self.factor()
+        while (token := self.next()) not in ENDS and token not in SIGNS:
+            if self.take("*"):
+                total *= self.factor()
+            elif self.take("/"):
+                total *= self.factor().inverse()
+            elif token[0] == "§" or token in SHORT_UNITS or token.isalpha() and len(token) > 2 and token != "sqrt":
+                while self.next()[:1] == "§" or self.next().isalpha():
+                    self.tokens.pop()
+                if self.take("^"):
+                    self.argument()
+                if self.next() not in ENDS:
+                    raise Unreadable
+            else:
+                part = self.factor()
+                mixed = whole and token == r"\frac" and part.rational() is not None and 0 < part.rational() < 1
+                total = total + part if mixed else total * part
+            whole = False
+        return total
+
+    def factor(self) -> Sum:
+        if self.take("-"):
+            return number(-1) * self.factor()
+        base = self.atom()
+        while token := self.take("^", "!"):
+            base = name(base.factor() + "!") if token == "!" else base.power(self.argument())
+        return base
+
+    def argument(self, first_digit: bool = False) -> Sum:
+        r"""Of a command: a group or the next atom, of a number perhaps its first digit alone, as TeX reads \frac12."""
+        token = self.next()
+        if first_digit and token.isdigit() and len(token) > 1:
+            self.tokens[-1] = token[1:]
+            return number(token[0])
+        return number(-1) * self.atom() if self.take("-") else self.atom()
+
+    def atom(self) -> Sum:
+        self.depth += 1
+        if self.depth > 40 or self.next() in (*ENDS, "*", "/", "^", "_", "!"):
+            raise Unreadable
+        found = self.opened(self.tokens.pop())
+        self.depth -= 1
+        return found
+
+    def opened(self, token: str) -> Sum:
+        """The atom that begins with `token`, which is taken already."""
+        if token[0] == "§":
+            word = token.strip("§").replace(" ", "")
+            if word.isalpha():
+                return self.named(word)
+            self.tokens += TOKEN.findall(word)[::-1]
+            return self.atom()
+        if token[-1].isdigit():
+            return self.named(token) if self.next() == "_" else number(token)  # 12_5 is a name, not a number
+        if token == r"\frac":
+            above = self.argument(True)
+            return above * self.argument(True).inverse()
+        if token in (r"\sqrt", "sqrt"):
+            degree = "2"
+            if self.take("["):
+                degree = str(self.sum())
+                self.need("]")
+            return root(self.argument(True), degree)
+        if token == "{":
+            inside = self.sum()
+            self.need("}")
+            return inside
+        if token in BRACKETS:
+            items = self.items()
+            close = self.need(*BRACKETS[token])
+            if len(items) == 1 and token + close == "()":
+                return items[0]
+            texts = [str(item) for item in items]
+            return name(token + (";".join(sorted(texts)) if token == r"\{" else ",".join(texts)) + close)
+        if token == r"\begin{matrix}":
+            return self.matrix()
+        if token in FUNCTIONS:
+            below = f"_({self.argument()})" if self.take("_") else ""
+            power = f"^({self.argument()})" if self.take("^") else ""
+            return name(f"{token}{below}{power}({self.factor()})")
+        if token.isalpha() and len(token) == 2:  # xy is a product, longer words are names
+            self.tokens.append(token[1])
+            token = token[0]
+        if not (token.isalpha() or re.fullmatch(r"\\[A-Za-z]+", token)):
+            raise Unreadable
+        return self.named(f"{token}{{{self.argument()}}}" if token[0] == "\\" and self.next() == "{" else token)
+
+    def named(self, text: str) -> Sum:
+        return name(f"{text}_({self.argument()})" if self.take("_") else text)
+
+    def matrix(self) -> Sum:
+        rows = [[str(self.sum())]]
+        while token := self.take("&", r"\\"):
+            if token == "&":
+                rows[-1].append(str(self.sum()))
+            elif self.next() != r"\end{matrix}":
+                rows.append([str(self.sum())])
+        self.need(r"\end{matrix}")
+        return name(r"\begin{matrix}" + r"\\".join("&".join(row) for row in rows) + r"\end{matrix}")

@@ -1,0 +1,121 @@
+"""MATH's answers: one spelling per value, nothing equal through a swallowed character, total and idempotent."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval import gold_answer
+from tasks.math.formula import canonical_formula
+from vote import extract_answer, read_jsonl, same_answer
+
+DATA = Path(os.environ.get("SCPO_DATA", "/no/such/folder"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SCPO_DATA does not name the folder of benchmark data")
+
+
+@pytest.mark.parametrize("a, b", [
+    (r"\frac12", r"\dfrac{1}{2}"), (r"\frac 12", ".5"), ("0.50", "1/2"), (r"-\frac{1}{2}", r"\frac{-1}{2}"),
+    (r"\frac{3}{-2}", "-3/2"), (r"2\frac12", "5/2"), (r"\tfrac{2}{4}", "1/2"), ("007", "7"), ("9.0", "9"),
+    (r"12,\!345", "12345"), ("12,345", "12{,}345"), (r"\$1,\!657", "1657"), (r"50\%", "50"), (r"90^{\circ}", "90"),
+    (r"18\text{ ways.}", "18"), (r"45 \text{ units}^2", "45"), ("5 cm", "5"), (r"164 \pi \mbox{ square feet}", r"164\pi"),
+    (r"\sqrt3", r"\sqrt{3}"), (r"\sqrt{12}", r"2\sqrt3"), (r"1/\sqrt2", r"\frac{\sqrt{2}}{2}"), (r"\sqrt{4}", "2"),
+    (r"\frac{\sqrt3}{2}", r"\frac12\sqrt{3}"), (r"3\sqrt{3}/4", r"\frac{3\sqrt{3}}{4}"), ("sqrt(3)/4", r"\sqrt3/4"),
+    (r"5(\sqrt3-1)", r"5\sqrt{3}-5"), (r"\frac{1+\sqrt5}{2}", r"\frac12+\frac{\sqrt{5}}2"), ("2+3i", "3i+2"),
+    ("x = 2", "2"), ("y=2x+3", "3+2x"), (r"x \in [-2,7]", r"-2 \le x \le 7"), (r"x\approx11", "11"),
+    (r"\left( -\infty, 2 \right]", r"(-\infty,2]"), (r"\left(\frac34,5\right)", "(0.75, 5)"),
+    (r"(-\infty,1) \cup (4,\infty)", r"(4,\infty)\cup(-\infty,1)"), (r"\{1,2\}", "2, 1"), (r"3\text{ and }4", "4,3"),
+    (r"2, 3, \text{ and } 4", "2,3,4"), ("10_{7}", "10_7"), (r"\text{(C)}", "C"), (r"(\text{E})", "E"),
+    (r"\text{Evelyn}", "evelyn"), (r"\mathbf{2340}", "2340"), ("x^{12}", "x^12"), ("x**2", "x^2"), ("3:5", "3 : 5"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"), ("2^{10}", "1024"),
+    (r"\begin{pmatrix} -4 \\ 1/2 \end{pmatrix}", r"\begin{pmatrix}-4\\\frac{1}{2}\end{pmatrix}"), ("−4", "-4"),
+    (r"\sin^2 x", r"\sin^{2}(x)"), (r"2\cdot 3^{4}", "162"), (r"\sqrt[3]{x}", r"\sqrt[3]{ x }")])
+def test_equal(a, b):
+    assert same_answer(canonical_formula(a), canonical_formula(b), "math")
+
+
+@pytest.mark.parametrize("a, b", [
+    ("(1,2)", "[1,2]"), ("(1,2)", "(2,1)"), ("(0,1]", "(0,1)"), (r"\sqrt[3]{8}", r"\sqrt{8}"), ("10_7", "10"),
+    ("1, 234", "1,234"), (r"\{1,234\}", "1,234"), ("x > 5", "x < 5"), (r"\sin b\cos a", r"\sin a\cos b"), ("x^2-1", "(x-1)(x+1)"),
+    ("2x", "x^2"), (r"\frac{1}{23}", r"\frac{12}{3}"), ("12", "1.2"), ("1/2", "12"), ("-1", "1"), ("3.4", "34"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), ("a+b", "ab"), ("2 \\pm 3", "2 + 3"),
+    (r"\frac{1}{2x}", r"\frac{1}{2}x"), ("", ""), ("2^{4950}", "2^{4951}")])
+def test_different(a, b):
+    assert not same_answer(canonical_formula(a), canonical_formula(b), "math")
+
+
+@given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(
+    r"1 23 .5 \frac \sqrt { } ( ) [ ] \{ \} ^ _ + - \pm / , x pi \pi i = < \in \cup \text{ and } \text{cm} & \\ ! § "
+    r"\begin{pmatrix} \end{pmatrix} \left \infty \sin $ \% 1,000".split(" "))).map(" ".join)))
+@settings(max_examples=1500, deadline=None)
+def test_any_text_is_read_and_what_is_read_stays(text):
+    for answer in (canonical_formula(text), extract_answer(rf"\boxed{{{text}}}", "math"), extract_answer(text, "math")):
+        if answer is not None:
+            assert canonical_formula(answer) == answer
+
+
+@pytest.mark.parametrize("text, answer", [
+    (r"so \boxed{\frac{1}{2}}", "1/2"), (r"\boxed{1} then \boxed{ 2 }", "2"), (r"\boxed 7.", "7"), (r"\fbox{3}", "3"),
+    (r"\boxed{\text{a {b}}", None), (r"\boxed{", None), (r"\boxed{}", None), ("no idea at all", None),
+    (r"The final answer is $x + 2$. I hope it is correct.", "2+x"), ('{"answer": "\\\\frac{1}{2}"}', "1/2"),
+    ('{"answer": 4, "reasoning": "…"}', "4"), (r"\boxed{\{2, 1\}}", "1;2"), (r"\boxed{" + "1" * 500 + "}", None)])
+def test_extraction(text, answer):
+    assert extract_answer(text, "math") == answer
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" + part * 100_000 + "}" for part in (r"\frac", "{", "(", "1+", r"\sqrt ", "-")]
+                         + [r"\boxed{" + part * 30 + "1" for part in (r"(1+\sqrt2)", "9^", r"\sin ", "((", "x^{")])
+def test_no_formula_takes_long_or_raises(text):
+    extract_answer(text, "math")
+
+
+@needs_data
+def test_gold_answers_of_math():
+    rows = read_jsonl(DATA / "math/train.jsonl.gz") + read_jsonl(DATA / "math/test.jsonl")
+    golds = [gold_answer(row, "math") for row in rows]
+    assert len(rows) == 12_500 and sum(gold is None for gold in golds) == 2  # two answers are empty: \boxed{}
+    for row, gold in zip(rows, golds):
+        assert gold is None or same_answer(gold, extract_answer(row["solution"], "math"), "math")
+        assert gold is None or extract_answer(rf"\boxed{{{gold}}}", "math") == gold == extract_answer(gold, "math")
+
+
+@needs_data
+def test_graded_outputs_agree():
+    """Real outputs under their benchmark's own verdict: the same, but for rows that were read and judged misgraded."""
+    rows = [row for row in read_jsonl(DATA / "dev/graded_outputs_dev.jsonl") if not row["suspect"]]
+    differing = {}
+    for dataset in ("gsm8k", "math", "addsub", "singleeq"):
+        task = "math" if dataset == "math" else "gsm8k"
+        differing[dataset] = sum(
+            same_answer(extract_answer(row["text"], task), gold_answer({"answer": row["gold"]}, task), task)
+            != row["verdict"] for row in rows if row["dataset"] == dataset)
+    # gsm8k, math: the grader read a calculation, an earlier JSON object, or the first number of two; addsub, singleeq:
+    # it read the first digits of a fraction or the first number of a calculation, or took 0.1666667 for no 1/6.
+    assert differing == {"gsm8k": 3, "math": 7, "addsub": 11, "singleeq": 11}
+
+
+@needs_data
+def test_random_gold_pairs_of_different_values_differ():
+    rows = [row["answer"] for row in read_jsonl(DATA / "math/test.jsonl")]
+    draw, plain = random.Random(0), lambda text: json.dumps("".join(text.split()).replace("dfrac", "frac"))
+    for _ in range(10_000):
+        a, b = draw.sample(rows, 2)
+        if same_answer(canonical_formula(a), canonical_formula(b), "math") and plain(a) != plain(b):
+            assert float(eval_number(a)) == pytest.approx(float(eval_number(b))), (a, b)
+
+
+def eval_number(text: str) -> str:
+    """The value of a gold that is a number beside its signs and units: an independent reading for the test above."""
+    from fractions import Fraction
+    cleaned = text.replace("\\!", "").replace("\\$", "").replace("\\%", "").replace("^\\circ", "").replace("\\ ", "")
+    for mark in ("\\text", "\\mbox"):
+        cleaned = cleaned.split(mark)[0]
+    cleaned = cleaned.split("=")[-1].replace("dfrac", "frac").replace("tfrac", "frac").replace("^{\\circ}", "").strip()
+    if cleaned.startswith(("\\frac", "-\\frac")):
+        top, bottom = cleaned.replace("\\frac", "").lstrip("-").strip("{}").split("}{") if "}{" in cleaned \
+            else cleaned.replace("\\frac", "").lstrip("-").strip()
+        return float(Fraction(int(top), int(bottom))) * (-1 if cleaned.startswith("-") else 1)
+    return float(cleaned.replace(",", ""))

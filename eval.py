@@ -5,7 +5,8 @@
     python eval.py --responses runs/toy/M2/eval_responses.jsonl --against runs/toy/M0/eval_responses.jsonl
 
 A file of responses made elsewhere needs, per line, `id` and `responses` (k texts); `gold` for accuracy; `greedy` (one
-text) for greedy accuracy. With `--against`, the difference on the problems both files share gets a paired bootstrap interval.
+text) for greedy accuracy. With `--against`, the difference on the problems both files share gets a paired bootstrap
+interval.
 """
 
 import json
@@ -144,14 +145,18 @@ def percent(value: float | None, se: float | None = None) -> str:
     return f"{100 * value:.1f}" + (f" ± {100 * se:.1f}" if se is not None else "")
 
 
+COLUMNS = {"greedy": "greedy", "greedy_cells": "cells", "greedy_easy": "easy", "greedy_hard": "hard",
+           "self_consistency": "self-consistency", "vote_share": "vote share", "unparsed": "unparsed",
+           "truncated": "cut off"}
+
+
 def table(results: dict[str, dict]) -> str:
-    """Results by model as aligned text: accuracies in % ± standard error over the problems."""
-    head = ["", "greedy", "self-consistency", "vote share", "unparsed", "cut off", "pairs", "seconds"]
-    lines = [head] + [[
-        name, percent(r.get("greedy"), r.get("greedy_se")),
-        percent(r.get("self_consistency"), r.get("self_consistency_se")), percent(r.get("vote_share")),
-        percent(r.get("unparsed")), percent(r.get("truncated")),
-        str(r.get("pairs", "–")), f"{r['seconds']:.0f}" if "seconds" in r else "–"] for name, r in results.items()]
+    """Results by model as aligned text: shares in %, accuracies ± standard error over the problems."""
+    names = [name for name in COLUMNS if any(name in r for r in results.values())]
+    lines = [["", *(COLUMNS[name] for name in names), "pairs", "seconds"]]
+    for model, r in results.items():
+        lines.append([model, *(percent(r.get(name), r.get(f"{name}_se")) for name in names), str(r.get("pairs", "–")),
+                      f"{r['seconds']:.0f}" if "seconds" in r else "–"])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
 

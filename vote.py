@@ -8,8 +8,8 @@ the same final answer:   V(y) = Σ_m 1[ans(y_m) = ans(y)].
 "No answer" is None from the extractor to the vote: it is never a candidate (V = 0), yet k stays the denominator.
 Answers are brought to one canonical spelling before they are counted, so "1,000", "$1000" and "1000.00" are one answer.
 
-Only the standard library is used, so that this file can be read and reused alone. Because it imports nothing of ours,
-it also holds what every script shares: JSON lines, options from a dataclass, and one-line errors.
+Only the standard library is used, here and in tasks/math/formula.py, which reads LaTeX. Because this file imports no
+other script, it also holds what all of them share: JSON lines, options from a dataclass, and one-line errors.
 """
 
 import argparse
@@ -36,7 +36,7 @@ NUMBER = re.compile(r"[-−+]?\s?\\?\$?\s?[-−]?\s?(?=\.?\d)"
                     r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)?(?:\.\d++)?(?:/\d++)?+")  # 1,000  -18  $18.50  .5  3/4
 BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
 ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of an answer given as JSON
-ANSWER_PHRASE = re.compile(r"\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)\s*+:?\s*+([^\n]++)", re.IGNORECASE)
+ANSWER_PHRASE = re.compile(r"(?im)(?:\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)|^A:)\s*+:?\s*+([^\n]++)")
 LONGEST = 40  # characters; no benchmark has such a number, and a runaway string of digits must not cost quadratic time
 
 
@@ -282,7 +282,7 @@ def show_votes(row: dict, task: str) -> str:
     lines = [textwrap.fill(str(row.get("question") or row.get("prompt") or row.get("id")), 110)]
     for answer, votes in Counter(answers).most_common():
         example = " ".join(row["responses"][answers.index(answer)].split())
-        label = "no answer" if answer is None else answer
+        label = "no answer" if answer is None else textwrap.shorten(answer, 60, placeholder=" …")
         lines.append(f"  {votes:3d} × {label:<12} {textwrap.shorten(example, 90, placeholder=' …')}")
     return "\n".join(lines)
 

@@ -40,7 +40,7 @@ class Options:
     out: str = option("runs/study", "folder of the runs")
     seeds: int = option(5, "runs per setting, seeds 0, 1, …")
     problems: str = option("test", "what the runs are measured on: test, or dev for choosing options")
-    settings: tuple[str, ...] = option(tuple(SETTINGS), "which rows to make; OPTION-VALUE, as lr-1e-4, moves one option")
+    settings: tuple[str, ...] = option(tuple(SETTINGS), "rows to make; OPTION-VALUE, as lr-1e-4, moves one option")
 
 
 def described(setting: str) -> tuple[str, list[str]]:

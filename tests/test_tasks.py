@@ -18,7 +18,8 @@ DATA = Path(os.environ.get("SCPO_DATA", "/no/such/folder"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SCPO_DATA does not name the folder of benchmark data")
 PUZZLE = {"id": "lgp-1", "size": "2*2", "puzzle": "Two houses …", "solution": {
     "header": ["House", "Name", "Drink"], "rows": [["1", "Eric", "root beer"], ["2", "Arnold", "Tea"]]}}
-SOLVED = {"solution": {"House 1": {"Name": "eric", "Drink": "root beer"}, "House 2": {"Name": "arnold", "Drink": "tea"}}}
+SOLVED = {"solution": {"House 1": {"Name": "eric", "Drink": "root beer"},
+                       "House 2": {"Name": "arnold", "Drink": "tea"}}}
 GOLD = json.dumps(SOLVED, sort_keys=True)
 
 
@@ -44,8 +45,8 @@ def test_the_last_whole_object_is_the_answer(text, answer):
     assert answer is None or extract_answer(answer, "zebralogic") == answer
 
 
-@given(st.one_of(st.text(), st.lists(st.sampled_from(['{', '}', '"', '"solution"', ':', '[', ']', 'null', '1', ',', '\n',
-                                                      '"House 1"', "NaN", "\\"])).map("".join)))
+@given(st.one_of(st.text(), st.lists(st.sampled_from(
+    ['{', '}', '"', '"solution"', ':', '[', ']', 'null', '1', ',', '\n', '"House 1"', "NaN", "\\"])).map("".join)))
 @settings(max_examples=500, deadline=None)
 def test_any_text_is_read(text):
     for task in ("zebralogic", "gsm8k"):
@@ -62,7 +63,7 @@ def test_votes_are_on_the_whole_table():
 def test_cells_and_the_four_metrics_by_hand():
     half = json.dumps({"solution": {"House 1": {"Name": "eric", "Drink": "tea", "Pet": "cat"}, "House 2": "arnold"}})
     assert right_cells(half, GOLD) == (1, 4) and right_cells(None, GOLD) == (0, 4) and right_cells(GOLD, GOLD) == (4, 4)
-    hard = {"solution": {f"House {i}": {"Name": str(i), "Pet": str(i), "Hat": str(i), "Car": str(i)} for i in (1, 2, 3)}}
+    hard = {"solution": {f"House {i}": dict.fromkeys(("Name", "Pet", "Hat", "Car"), str(i)) for i in (1, 2, 3)}}
     rows = [{"id": "a", "responses": [GOLD, half], "greedy": GOLD, "gold": GOLD},
             {"id": "b", "responses": [half, half], "greedy": half, "gold": PUZZLE["solution"]},
             {"id": "c", "responses": ["?", "?"], "greedy": "?", "gold": json.dumps(hard)}]
@@ -99,9 +100,9 @@ def test_zeroeval_verdicts_cell_by_cell():
 @pytest.mark.parametrize("name, task, rows, golds", [
     ("gsm8k/test.jsonl", "gsm8k", 1319, 1319), ("gsm8k/train.jsonl", "gsm8k", 7473, 7473),
     ("math/test.jsonl", "math", 5000, 5000), ("math/train.jsonl.gz", "math", 7500, 7498),
-    ("zebralogic/puzzles.jsonl", "zebralogic", 1000, 0), ("wordproblems/svamp.jsonl", "wordproblems", 1000, 1000),
-    ("wordproblems/multiarith.jsonl", "wordproblems", 600, 600), ("wordproblems/addsub.jsonl", "wordproblems", 395, 395),
-    ("wordproblems/singleeq.jsonl", "wordproblems", 508, 508), ("wordproblems/singleop.jsonl", "wordproblems", 562, 562)])
+    ("zebralogic/puzzles.jsonl", "zebralogic", 1000, 0), *[
+        (f"wordproblems/{name}.jsonl", "wordproblems", n, n) for name, n in (("svamp", 1000), ("multiarith", 600), ("addsub", 395), ("singleeq", 508),
+                                                                              ("singleop", 562))]])
 def test_public_files_load_as_they_are(name, task, rows, golds, tmp_path):
     problems = read_problems(DATA / name, Task.load(task))
     assert len(problems) == rows == len({p["id"] for p in problems})
@@ -144,7 +145,8 @@ def test_a_rephrased_puzzle_brings_its_new_shape(written, header):
 
 
 @pytest.mark.parametrize("task, rows, limit, needle", [
-    ("gsm8k", [{"problem": "x"}], None, "has no 'question'; it has problem"), ("math", [{"question": "x"}], None, "'problem'"),
+    ("gsm8k", [{"problem": "x"}], None, "has no 'question'; it has problem"),
+    ("math", [{"question": "x"}], None, "'problem'"),
     ("zebralogic", [{"puzzle": "x", "size": "2*2"}], None, "header"), ("gsm8k", [], None, "holds no problem"),
     ("zebralogic", [{**PUZZLE, "size": "2"}], None, "size"), ("gsm8k", [{"question": 3}], None, "must be a text"),
     ("gsm8k", [{"question": "x"}], 0, "--limit 0")])

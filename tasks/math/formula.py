@@ -1,9 +1,9 @@
 r"""Read the LaTeX of a final answer into one spelling per value: `\dfrac12`, `\frac{1}{2}`, `0.5` and `1/2` are `1/2`.
 
 In the tradition of the MATH benchmark's own normalisation (Hendrycks et al., arXiv 2103.03874), but read token by token
-instead of rewritten by patterns, so that no character is lost on the way: a formula is understood to its last token, or
-it is compared as it stands. Numbers are worked out (fractions, square roots, i, π as a name); with letters no algebra is
-done beyond sorting sums and products, so an expanded polynomial differs from a factored one, as the benchmark wants it.
+instead of rewritten by patterns, so that no character is lost on the way: a formula is understood to its last token,
+or it is compared as it stands. Numbers are worked out (fractions, square roots, i, with π as a name); with letters no
+algebra is done beyond sorting sums and products: an expanded polynomial differs from a factored one.
 """
 
 import re

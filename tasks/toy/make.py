@@ -16,9 +16,9 @@ so right answers agree and wrong ones scatter. ScPO then has something to find o
 import json
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import torch
 import torch.nn.functional as F

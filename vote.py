@@ -279,7 +279,8 @@ class Options:
 def show_votes(row: dict, task: str) -> str:
     """A few lines for people: the question, then each answer with its votes and one response that gives it."""
     answers = response_answers(row, task)
-    lines = [textwrap.fill(str(row.get("question") or row.get("prompt") or row.get("id")), 110)]
+    question = str(row.get("question") or row.get("prompt") or row.get("id"))
+    lines = [textwrap.fill(textwrap.shorten(question, 500, placeholder=" …"), 110)]
     for answer, votes in Counter(answers).most_common():
         example = " ".join(row["responses"][answers.index(answer)].split())
         label = "no answer" if answer is None else textwrap.shorten(answer, 60, placeholder=" …")

@@ -34,7 +34,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SCPO_DATA does not na
     (r"\text{Evelyn}", "evelyn"), (r"\mathbf{2340}", "2340"), ("x^{12}", "x^12"), ("x**2", "x^2"), ("3:5", "3 : 5"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"), ("2^{10}", "1024"),
     (r"\begin{pmatrix} -4 \\ 1/2 \end{pmatrix}", r"\begin{pmatrix}-4\\\frac{1}{2}\end{pmatrix}"), ("−4", "-4"),
-    (r"\sin^2 x", r"\sin^{2}(x)"), (r"2\cdot 3^{4}", "162"), (r"\sqrt[3]{x}", r"\sqrt[3]{ x }")])
+    (r"\sin^2 x", r"\sin^{2}(x)"), (r"10\,000", "10,000"),
+    ("√16", "4"), (r"\sin 2x", r"\sin(2x)"), ("x = 2, x = 3", "3, 2"), (r"\binom52", r"\dbinom{5}{2}"), ("5 cm", "5"),
+    ("10 square feet", "10"), ("a = b", "b"), (r"2\cdot 3^{4}", "162"), (r"\sqrt[3]{x}", r"\sqrt[3]{ x }")])
 def test_equal(a, b):
     assert same_answer(canonical_formula(a), canonical_formula(b), "math")
 
@@ -45,6 +47,11 @@ def test_equal(a, b):
     ("x^2-1", "(x-1)(x+1)"),
     ("2x", "x^2"), (r"\frac{1}{23}", r"\frac{12}{3}"), ("12", "1.2"), ("1/2", "12"), ("-1", "1"), ("3.4", "34"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), ("a+b", "ab"), ("2 \\pm 3", "2 + 3"),
+    ("x-y", "xy"), ("x'", "x"), ("AB", "ab"), ("p.q", "pq"), ("2xyz", "2"), ("3abc", "3def"), ("2sinx", "2"),
+    (r"\angle ABC", r"\angle DEF"), ("12 million", "12"), (r"2 \text{ dozen}", "2"), ("3:00 pm", "3:00 am"),
+    (r"10\,000", r"20\,000"), ("2 3", "6"), ("2 3", "23"), ("1.2.3", "0.36"), ("sqrt12", "2"), ("√16", "6"),
+    (r"\binom{10}{2}", r"2\binom{10}{1}"), (r"\binom{4}{2}\binom{5}{3}", r"\binom{4}{3}\binom{5}{2}"),
+    ("x=3, y=2", "x=2, y=3"), (r"\sin 2x", r"x\sin 2"), (r"\sin 2\cos x", r"\sin(2\cos x)"),
     (r"\frac{1}{2x}", r"\frac{1}{2}x"), ("", ""), ("2^{4950}", "2^{4951}")])
 def test_different(a, b):
     assert not same_answer(canonical_formula(a), canonical_formula(b), "math")

@@ -100,9 +100,9 @@ def test_zeroeval_verdicts_cell_by_cell():
 @pytest.mark.parametrize("name, task, rows, golds", [
     ("gsm8k/test.jsonl", "gsm8k", 1319, 1319), ("gsm8k/train.jsonl", "gsm8k", 7473, 7473),
     ("math/test.jsonl", "math", 5000, 5000), ("math/train.jsonl.gz", "math", 7500, 7498),
-    ("zebralogic/puzzles.jsonl", "zebralogic", 1000, 0), *[
-        (f"wordproblems/{name}.jsonl", "wordproblems", n, n) for name, n in (("svamp", 1000), ("multiarith", 600), ("addsub", 395), ("singleeq", 508),
-                                                                              ("singleop", 562))]])
+    ("zebralogic/puzzles.jsonl", "zebralogic", 1000, 0),
+    *[(f"wordproblems/{name}.jsonl", "wordproblems", rows, rows) for name, rows in (
+        ("svamp", 1000), ("multiarith", 600), ("addsub", 395), ("singleeq", 508), ("singleop", 562))]])
 def test_public_files_load_as_they_are(name, task, rows, golds, tmp_path):
     problems = read_problems(DATA / name, Task.load(task))
     assert len(problems) == rows == len({p["id"] for p in problems})

@@ -13,15 +13,17 @@ LONGEST = 400  # characters; the longest gold answer of MATH has 159
 MOST_TERMS = 64  # of a product that is multiplied out: (1 + √2)(1 + √3)… doubles with every factor
 WORDS = re.compile(r"\\(?:text[a-z]*|mbox|hbox|emph|operatorname|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
 TYPOGRAPHY = [(re.compile(pattern), spelling) for pattern, spelling in [  # only looks, or another name of the same
-    (r"(?<=\d)\s*(?:\{,\}|,\s*\\!)\s*(?=\d{3})", ""),  # 1{,}000  1,\!000
+    (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\[,;: ]|~)\s*(?=\d{3})", ""),  # 1{,}000  1,\!000  1\,000
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|q?quad)(?![A-Za-z])|(?<!\\)\\[!,;: ]|~|\\phantom\s*\{?-?\}?",
      " "),
     (r"\\?\$|\\?%|\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|[.,;]\s*$|^\s*\\approx", " "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac "), (r"\\(?:cdot|times)(?![A-Za-z])", "*"), (r"\*\*", "^"), ("−", "-"),
-    ("π", r"\\pi "), ("∞", r"\\infty "), ("√", r"\\sqrt "), (r"≤|\\leq?(?![A-Za-z])", "<="),
+    (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1 "), (r"\\(?:cdot|times)(?![A-Za-z])", "*"), (r"\*\*", "^"), ("−", "-"),
+    ("π", r"\\pi "), ("∞", r"\\infty "), ("√", " sqrt "), (r"≤|\\leq?(?![A-Za-z])", "<="),
     (r"≥|\\geq?(?![A-Za-z])", ">="), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"\\(begin|end)\s*\{[pb]?matrix\}", r"\\\1{matrix}"),  # round or square brackets: the same matrix
     (r"§\s*,?\s*(?:and|or)\s*,?\s*§", ",")]]
+UNIT = re.compile(r"(?<=[\d})]) +([A-Za-z]{2,}\.?(?: [A-Za-z]+\.?)*)$")  # 5 cm
+NO_UNITS = "am pm dozen hundred thousand million billion trillion".split()  # these change the value
 THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,])")
 TOKEN = re.compile(r"§[^§]*§|\\(?:begin|end)\{matrix\}|\\[A-Za-z]+|\\.|[<>]=|\d+(?:\.\d+)?|\.\d+|[A-Za-z]+|\S", re.S)
 RELATIONS = ("=", "<", ">", "<=", ">=", ":", r"\in", r"\cup", r"\cap", r"\ne", r"\neq", r"\approx", r"\to")
@@ -29,7 +31,6 @@ SEPARATORS = (",", ";", "and", "or")
 ENDS = ("", ")", "]", "}", r"\}", "&", r"\\", r"\end{matrix}", *SEPARATORS, *RELATIONS)
 SIGNS = ("+", "-", r"\pm")
 FUNCTIONS = tuple(r"\sin \cos \tan \cot \sec \csc \log \ln \exp \arcsin \arccos \arctan".split())
-SHORT_UNITS = "cm mm km ft in yd mi kg lb oz mg ml hr am pm".split()
 BRACKETS = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",)}
 
 
@@ -56,13 +57,15 @@ def spelling(text: str) -> str:
         text = pattern.sub(spelling, text)
     if not re.search(r"[\[({]", text):  # in (1,234) the comma separates
         text = THOUSANDS.sub(lambda number: number[1].replace(",", ""), text)
-    text = " ".join(text.split())
-    if re.fullmatch(r"[A-Za-z][A-Za-z .'-]+|§[^§]*§", text):  # words alone
-        return re.sub(r"\W", "", text).lower()
+    text = UNIT.sub(r" §\1§", " ".join(text.split()))
+    if re.fullmatch(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*|§[^§]*§", text):  # words alone; AB is not ab
+        text = re.sub(r"[\s§]", "", text)
+        return text.lower() if len(text) > 2 else text
     try:
         items = Formula(text).whole()
     except (Unreadable, ValueError):  # ValueError: a number of more digits than Python converts
-        return re.sub(r"[\s§]", "", text)
+        text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text.replace("§", ""))
+        return text.replace(" ", "~")  # TeX's blank: 2 3 is not 23
     if len(items) == 1 and re.fullmatch(r"\\\{[^{}]*\\\}", items[0]):
         return items[0][2:-2]
     return ";".join(sorted(items))
@@ -209,31 +212,34 @@ class Formula:
         return items
 
     def items(self) -> list[Sum]:
-        """A list: 1, 2 and 3."""
+        """A list: 1, 2 and 3. `x = 2, x = 3` is the list 2, 3, but `x = 2, y = 3` keeps its names."""
         found = [self.relation()]
         while self.take(*SEPARATORS):
             while self.take(*SEPARATORS):  # ", and"
                 pass
             found.append(self.relation())
-        return found
+        if len({left for left, _ in found}) > 1:
+            return [name(f"{left}={item}") if left else item for left, item in found]
+        return [item for _, item in found]
 
-    def relation(self) -> Sum:
-        r"""Sums with relations between them. `x = 2` is 2, `x \in [0,1)` and `0 <= x < 1` are the interval."""
+    def relation(self) -> tuple[str, Sum]:
+        r"""Sums with relations between them. `x = 2` is ("x", 2); `x \in [0,1)` and `0 <= x < 1` are the interval."""
         sides, signs = [self.sum()], []
         while sign := self.take(*RELATIONS):
             signs.append(sign)
             sides.append(self.sum())
         if not signs:
-            return sides[0]
+            return "", sides[0]
         texts = [str(side) for side in sides]
         lone = [bool(re.fullmatch(r"[A-Za-z](\*\(?[A-Za-z]\)?)?(_\w+)?|\\[a-z]+", text)) for text in texts]
         if len(signs) == 1 and signs[0] in ("=", r"\in", r"\approx") and lone[0]:
-            return sides[1]
+            return texts[0], sides[1]
         if len(signs) == 2 and set(signs) <= {"<", "<="} and lone[1]:
-            return name(f"{'([' [signs[0] == '<=']}{texts[0]},{texts[2]}{')]' [signs[1] == '<=']}")
+            left, right = "[" if signs[0] == "<=" else "(", "]" if signs[1] == "<=" else ")"
+            return texts[1], name(f"{left}{texts[0]},{texts[2]}{right}")
         if set(signs) == {r"\cup"}:
-            return name(r"\cup ".join(sorted(texts)))
-        return name("".join(text + sign + " " * sign.startswith("\\") for text, sign in zip(texts, [*signs, ""])))
+            return "", name(r"\cup ".join(sorted(texts)))
+        return "", name("".join(text + sign + " " * sign.startswith("\\") for text, sign in zip(texts, [*signs, ""])))
 
     def sum(self) -> Sum:
         total = self.signed()
@@ -249,26 +255,33 @@ class Formula:
 
     def term(self) -> Sum:
         r"""A product, written with or without signs. `1\frac23` is a mixed number; words at its end are a unit."""
-        whole = self.next().isdigit()
+        first = last = self.next()
         total = self.factor()
         while (token := self.next()) not in ENDS and token not in SIGNS:
             if self.take("*"):
                 total *= self.factor()
             elif self.take("/"):
                 total *= self.factor().inverse()
-            elif token[0] == "§" or token in SHORT_UNITS or token.isalpha() and len(token) > 2 and token != "sqrt":
-                while self.next()[:1] == "§" or self.next().isalpha():
-                    self.tokens.pop()
-                if self.take("^"):
-                    self.argument()
-                if self.next() not in ENDS:
-                    raise Unreadable
+            elif token[0] == "§":
+                self.unit()
+            elif last[-1].isdigit() and token[0] in ".0123456789":  # 2 3 is no product
+                raise Unreadable
             else:
                 part = self.factor()
-                mixed = whole and token == r"\frac" and part.rational() is not None and 0 < part.rational() < 1
+                mixed = last == first and first.isdigit() and token == r"\frac" and 0 < (part.rational() or 0) < 1
                 total = total + part if mixed else total * part
-            whole = False
+            last = token
         return total
+
+    def unit(self) -> None:
+        """Drop the words that end a quantity, and their power: 45 units^2."""
+        while self.next()[:1] == "§":
+            if set(re.findall(r"[a-z]+", self.tokens.pop().lower().replace(".", ""))) & set(NO_UNITS):
+                raise Unreadable
+        if self.take("^"):
+            self.argument()
+        if self.next() not in ENDS:
+            raise Unreadable
 
     def factor(self) -> Sum:
         if self.take("-"):
@@ -307,12 +320,15 @@ class Formula:
         if token == r"\frac":
             above = self.argument(True)
             return above * self.argument(True).inverse()
+        if token == r"\binom":
+            above = self.argument(True)
+            return name(rf"\binom{{{above}}}{{{self.argument(True)}}}")
         if token in (r"\sqrt", "sqrt"):
             degree = "2"
             if self.take("["):
                 degree = str(self.sum())
                 self.need("]")
-            return root(self.argument(True), degree)
+            return root(self.argument(token == r"\sqrt"), degree)  # √12 in plain text is the root of 12
         if token == "{":
             inside = self.sum()
             self.need("}")
@@ -329,13 +345,26 @@ class Formula:
         if token in FUNCTIONS:
             below = f"_({self.argument()})" if self.take("_") else ""
             power = f"^({self.argument()})" if self.take("^") else ""
-            return name(f"{token}{below}{power}({self.factor()})")
+            return name(f"{token}{below}{power}({self.inside()})")
         if token.isalpha() and len(token) == 2:  # xy is a product, longer words are names
             self.tokens.append(token[1])
             token = token[0]
         if not (token.isalpha() or re.fullmatch(r"\\[A-Za-z]+", token)):
             raise Unreadable
-        return self.named(f"{token}{{{self.argument()}}}" if token[0] == "\\" and self.next() == "{" else token)
+        if token[0] == "\\" and self.next() == "{":
+            token = f"{token}{{{self.argument()}}}"
+            if self.next() == "{":  # a command of two arguments
+                raise Unreadable
+        return self.named(token)
+
+    def inside(self) -> Sum:
+        r"""The argument of a function: a bracket, or all that is written behind it: `\sin 2x` is the sine of 2x."""
+        if self.next() == "(":
+            return self.atom()
+        total = self.factor()
+        while (token := self.next()) not in (*ENDS, *SIGNS, *FUNCTIONS, "(", "*", "/") and token[0] != "§":
+            total *= self.factor()
+        return total
 
     def named(self, text: str) -> Sum:
         return name(f"{text}_({self.argument()})" if self.take("_") else text)

@@ -13,36 +13,35 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from model import Llama
-from sample import CHATS, Task, Text, answer_problems, load_checkpoint, read_problems
+from sample import CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_out, load_checkpoint, read_problems
+from tasks.zebralogic.puzzle import gold_table, right_cells
 from vote import (
     InputError,
+    check_options,
     count_votes,
     extract_answer,
     option,
     parse_options,
-    read_jsonl,
+    read_responses,
     response_answers,
     run_script,
     same_answer,
+    was_ended,
     write_jsonl,
 )
+
+EVALUATION = (0, 4)  # behind the seed: evaluation draws the same numbers for every model, and others than a round does
 
 
 def gold_answer(problem: dict, task: str) -> str | None:
     """The canonical gold answer of a problem as its publisher ships it, or None if it has none or a blanked one."""
     answer, solution = problem.get("answer"), problem.get("solution")
     if task == "zebralogic":
-        if isinstance(solution, dict):  # {"header": ["House", …], "rows": [["1", …], …]}
-            header, rows = solution["header"], solution["rows"]
-            if any(cell == "___" for row in rows for cell in row):
-                return None
-            solution = json.dumps({"solution": {f"House {row[0]}": dict(zip(header[1:], row[1:])) for row in rows}})
-        return None if solution is None else extract_answer(solution, task)
+        return gold_table(solution)
     if task == "math":
         return extract_answer(str(solution or "") if answer is None else rf"\boxed{{{answer}}}", task)
     if answer is None:
@@ -50,18 +49,12 @@ def gold_answer(problem: dict, task: str) -> str | None:
     return extract_answer(str(answer), task) or extract_answer(f"#### {answer}", task)
 
 
-def right_cells(answer: str | None, gold: str) -> tuple[int, int]:
-    """How many cells of the gold table an answer has right, and how many there are; what it has beside them is free."""
-    table, gold_table = json.loads(answer)["solution"] if answer else {}, json.loads(gold)["solution"]
-    cell = lambda house, name: table.get(house, {}).get(name) if isinstance(table, dict) and isinstance(
-        table.get(house), dict) else None
-    cells = [(cell(house, name), value) for house, row in gold_table.items() for name, value in row.items()]
-    return sum(given == value != "" for given, value in cells), len(cells)
-
-
 def correct(answer: str | None, gold: str, task: str) -> bool:
     """The task's metric: the same answer, of a puzzle every cell."""
-    return len(set(right_cells(answer, gold))) == 1 if task == "zebralogic" else same_answer(answer, gold, task)
+    if task != "zebralogic":
+        return same_answer(answer, gold, task)
+    right, cells = right_cells(answer, gold)
+    return right == cells
 
 
 def majority(answers: Sequence[str | None], task: str, draw: random.Random) -> tuple[str | None, int]:
@@ -76,7 +69,7 @@ def majority(answers: Sequence[str | None], task: str, draw: random.Random) -> t
 def score_row(row: dict, task: str) -> dict:
     """What one problem contributes: `greedy` and `self_consistency` (1, 0, or None without gold), shares of the k."""
     answers = response_answers(row, task)
-    ended = row.get("ended") or [True] * len(answers)
+    ended = was_ended(row)
     winner, votes = majority(answers, task, random.Random(str(row["id"])))
     gold = gold_answer({"answer": row.get("gold"), "solution": row.get("gold")}, task)
     greedy = extract_answer(row["greedy"], task) if row.get("greedy_ended", True) and "greedy" in row else None
@@ -89,8 +82,8 @@ def score_row(row: dict, task: str) -> dict:
         "truncated": 1 - float(np.mean(ended))}
     if task == "zebralogic" and gold is not None and "greedy" in row:
         right, cells = right_cells(greedy, gold)
-        houses = json.loads(gold)["solution"]
-        shape = len(houses), cells // len(houses)
+        houses = len(json.loads(gold)["solution"])
+        shape = houses, cells // houses
         easy = shape[0] == 2 or shape in ((3, 2), (3, 3))  # ZeroEval's split of October 2024: 280 of its 1,000 puzzles
         scores |= {"greedy_cells": (right, cells), "greedy_easy" if easy else "greedy_hard": scores["greedy"]}
     return scores
@@ -117,14 +110,18 @@ def score(rows: list[dict], task: str) -> dict:
 
 def paired_difference(a: list[dict], b: list[dict], task: str, name: str,
                       draws: int = 10_000) -> tuple[float, float, float]:
-    """Mean of score `name` of a minus that of b on the problems they share, with its 95 % paired bootstrap interval."""
+    """Mean of score `name` of a minus that of b on the problems they share, with its 95 % paired bootstrap interval.
+
+    Raises InputError if no problem has that score in both.
+    """
     others = {row["id"]: row for row in b}
     pairs = [(score_row(row, task)[name], score_row(others[row["id"]], task)[name]) for row in a if row["id"] in others]
-    if not pairs or any(value is None for pair in pairs for value in pair):
+    differences = np.array([x - y for x, y in pairs if x is not None and y is not None])
+    if not len(differences):
         raise InputError(f"--against: the two files share no problem with a score for {name}")
-    differences = np.array([x - y for x, y in pairs])
-    resampled = np.random.default_rng(0).choice(differences, (draws, len(differences))).mean(-1)  # (draws,)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    rng = np.random.default_rng(0)
+    means = [rng.choice(differences, len(differences)).mean() for _ in range(draws)]
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(differences.mean()), float(low), float(high)
 
 
@@ -183,20 +180,17 @@ class Options:
 
 def responses_of_model(options: Options, task: Task) -> list[dict]:
     """Load the checkpoint and let it answer, as the options say."""
-    if options.out and Path(options.out).exists():
-        raise InputError(f"--out {options.out}: exists already; choose another name")
     problems_file = options.problems or task.file("test")
     if problems_file is None:
         raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with question and answer")
+    if options.out:
+        check_out(options.out)
     chosen = {name: getattr(options, name) if getattr(options, name) is not None else task.defaults[name]
               for name in ("k", "temperature", "top_p", "max_new_tokens")}
-    if chosen["k"] < 1:
-        raise InputError(f"--k {chosen['k']}: at least 1 sample per problem")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: must be 0 or more")
     problems = read_problems(problems_file, task, options.limit)
     model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, problems, seed=[options.seed], rows=options.rows, name="eval", **chosen)
+    rows = evaluate(model, text, task, problems, seed=[options.seed, *EVALUATION], rows=options.rows, name="eval",
+                    **chosen)
     if options.out:
         write_jsonl(options.out, rows)
     return rows
@@ -204,20 +198,17 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
+    check_options(options, SAMPLING_RULES)
     task = Task.load(options.task)
-    if options.responses:
-        rows = read_jsonl(options.responses, required=("id", "responses"))
-        if not rows:
-            raise InputError(f"{options.responses}: holds no problem")
-    else:
-        rows = responses_of_model(options, task)
+    other = read_responses(options.against) if options.against else []
+    rows = read_responses(options.responses) if options.responses else responses_of_model(options, task)
     result = score(rows, task.name)
     print(table({options.responses or options.model or "M0": result}))
     if result["self_consistency"] is None:
         print("no gold answers: consistency can be measured, accuracy cannot")
-    if options.against:
-        for name in ("greedy", "self_consistency"):
-            mean, low, high = paired_difference(rows, read_jsonl(options.against, ("id", "responses")), task.name, name)
+    for name in ("greedy", "self_consistency") if other else ():
+        if result[name] is not None:
+            mean, low, high = paired_difference(rows, other, task.name, name)
             print(f"{name} minus that of {options.against}: {100 * mean:+.1f} points, 95 % interval "
                   f"[{100 * low:+.1f}, {100 * high:+.1f}]")
     print(json.dumps(result))

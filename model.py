@@ -49,22 +49,26 @@ class Config:
         if raw.get("hidden_act", "silu") != "silu":
             raise InputError(f"{where}: hidden_act is {raw['hidden_act']!r}, a Llama has 'silu'")
         # transformers 5 writes one `rope_parameters`; before, `rope_theta` stood beside an optional `rope_scaling`.
-        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-        rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
-        rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
-        needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise InputError(f"{where}: rope_parameters or rope_scaling must be an object, found {rope!r}")
+        rope = {"rope_theta": raw.get("rope_theta", 10000.0), "rope_type": rope.get("type", "default"), **rope}
         if rope["rope_type"] not in ("default", "llama3"):
             raise InputError(f"{where}: rope_type {rope['rope_type']!r} is not supported, only 'default' and 'llama3'")
-        if rope["rope_type"] == "llama3" and not all(name in rope for name in needed):
-            raise InputError(f"{where}: llama3 rope scaling needs {', '.join(needed)}")
-        known = {"rope": rope, **{f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}}
-        known.setdefault("num_key_value_heads", raw.get("num_attention_heads"))
-        known.setdefault("rms_norm_eps", 1e-6)
-        missing = [name for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                                     "num_attention_heads") if name not in known]
-        if missing:
-            raise InputError(f"{where}: has no {', '.join(missing)}")
+        needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        needed = ("rope_theta", *(needed if rope["rope_type"] == "llama3" else ()))
+        if not all(isinstance(rope.get(name), (int, float)) for name in needed):
+            raise InputError(f"{where}: {rope['rope_type']} rope needs the numbers {', '.join(needed)}")
+        known = {"rms_norm_eps": 1e-6, "num_key_value_heads": raw.get("num_attention_heads"), "rope": rope}
+        known |= {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads")
+        for name in sizes:
+            if not isinstance(known.get(name), int) or known[name] < 1:
+                raise InputError(f"{where}: {name} must be a whole number above 0, found {known.get(name)!r}")
         known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
+        if known["num_attention_heads"] % known["num_key_value_heads"]:
+            raise InputError(f"{where}: num_attention_heads must be a multiple of num_key_value_heads")
         return cls(**known)
 
 

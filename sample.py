@@ -17,7 +17,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model import KVCache, Llama, read_json
-from vote import EXTRACTORS, InputError, option, parse_options, read_jsonl, run_script, show_votes, write_jsonl
+from tasks.zebralogic.puzzle import json_form, rephrased_puzzle, table_header
+from vote import (
+    EXTRACTORS,
+    InputError,
+    check_options,
+    option,
+    parse_options,
+    read_jsonl,
+    run_script,
+    show_votes,
+    write_jsonl,
+)
 
 TASKS = Path(__file__).parent / "tasks"
 NUCLEUS = 1024  # likeliest tokens looked at first; only if they hold less than top_p is the whole vocabulary sorted
@@ -90,10 +101,10 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
     """
     seed = [seed] if isinstance(seed, int) else list(seed)
     longest = max(map(len, prompts), default=0)
-    limit = model.raw_config.get("max_position_embeddings") or longest + max_new_tokens
-    if longest + max_new_tokens > limit:
+    if longest + max_new_tokens > context_length(model):
         raise InputError(f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's "
-                         f"max_position_embeddings {limit}; lower --max-new-tokens or drop the longest problems")
+                         f"max_position_embeddings {context_length(model)}; lower --max-new-tokens or drop the longest "
+                         "problems")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
     responses: list[list[Response]] = [[] for _ in prompts]
     with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress, leave=False) as bar:
@@ -109,6 +120,11 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
                 responses[i] = decoded[place * k : (place + 1) * k]
             bar.set_postfix_str(f"{min(start + len(batch), len(order))}/{len(order)} prompts")
     return responses
+
+
+def context_length(model: Llama) -> int:
+    """Tokens that the model was trained to read at most; no limit if its config.json names none."""
+    return model.raw_config.get("max_position_embeddings") or 2**31
 
 
 def prefill(model: Llama, prompts: list[list[int]], k: int, max_new_tokens: int) -> tuple[KVCache, Tensor]:
@@ -178,8 +194,19 @@ class Task:
             found = sorted(p.parent.name for p in TASKS.glob("*/task.json") if p.parent.name in EXTRACTORS)
             raise InputError(f"--task {name}: no such task; there are {', '.join(found)}")
         raw = read_json(path, "a task is a folder with a task.json")
-        return cls(name=name, **{key: "\n".join(v) if key != "stop" and isinstance(v, list) else v
-                                 for key, v in raw.items()})
+        raw = {key: "\n".join(v) if key != "stop" and isinstance(v, list) else v for key, v in raw.items()}
+        for f in fields(cls):
+            kind = {"defaults": dict, "examples": int, "stop": list}.get(f.name, str)
+            absent = f.name not in {"name", *raw} and f.default is MISSING
+            if absent or f.name in raw and not isinstance(raw[f.name], kind):
+                raise InputError(f"{path}: `{f.name}` must be there, as a JSON {kind.__name__}")
+        if strange := raw.keys() - {f.name for f in fields(cls)} - {"name"}:
+            raise InputError(f"{path}: `{min(strange)}` is no field of a task")
+        needed = ("k", "tau", "temperature", "top_p", "new_problems", "beta", "alpha", "lr", "epochs", "batch_size",
+                  "max_new_tokens")
+        if absent := [key for key in needed if key not in raw["defaults"]]:
+            raise InputError(f"{path}: `defaults` has no {', '.join(absent)}")
+        return cls(name=name, **raw)
 
     @property
     def writes_lines(self) -> bool:
@@ -210,6 +237,8 @@ class Text:
             raise InputError(f"{folder}: has no tokenizer.json; copy it from the original checkpoint")
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer.no_truncation()  # settings that some folders carry would cut prompts silently
+            self.tokenizer.no_padding()
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{folder}/tokenizer.json: not a tokenizer file ({error})") from error
         settings = folder / "tokenizer_config.json"
@@ -219,8 +248,6 @@ class Text:
             marks = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}
             known = [name for name, mark in marks.items() if self.tokenizer.token_to_id(mark) is not None]
             chat = known[0] if known and has_template else "plain"
-        if chat not in CHATS:
-            raise InputError(f"--chat {chat}: unknown, choose from auto, {', '.join(CHATS)}")
         self.chat = chat
         self.frame, closing = CHATS[chat]
         if closing and self.tokenizer.token_to_id(closing) is None:
@@ -237,9 +264,10 @@ class Text:
         self.stop_ids = sorted(set(stops))
 
     def prompt(self, task: Task, problem: dict) -> str:
-        filled = (task.prompt if self.chat == "plain" else task.chat).replace("{question}", problem["question"])
-        if "{skeleton}" in filled:
-            filled = filled.replace("{skeleton}", skeleton(problem))
+        filled = task.prompt if self.chat == "plain" else task.chat
+        if not task.writes_lines:
+            filled = filled.replace("{skeleton}", json_form(problem))
+        filled = filled.replace("{question}", problem["question"])
         return self.frame.replace("{prompt}", filled)
 
     def writer_prompt(self, task: Task, examples: Sequence[dict], attributes: Sequence[str] = ()) -> str:
@@ -252,9 +280,9 @@ class Text:
         """Tokens of a prompt. The tokenizer adds its own BOS, unless the chat format has already written one."""
         return self.tokenizer.encode(text, add_special_tokens=not text.startswith("<|begin_of_text|>")).ids
 
-    def encode_response(self, text: str) -> list[int]:
-        """Tokens of a response as it is trained on: encoded apart from its prompt, and ended."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids + [self.eos]
+    def encode_response(self, text: str, ended: bool = True) -> list[int]:
+        """Tokens of a response as it is trained on: encoded apart from its prompt, with EOS unless it was cut off."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids + [self.eos] * ended
 
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -267,37 +295,35 @@ class Text:
 def read_problems(path: str | Path, task: Task, limit: int | None = None) -> list[dict]:
     """Problems of a JSON-lines file (or .gz) as their publisher ships it, each with `id` and `question`, first `limit`.
 
-    Raises InputError for a missing or empty file, a broken line, a row without the task's text, a puzzle without shape.
+    Raises InputError for a missing or empty file, or naming the line for broken JSON and for a row that is no problem.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: at least 1 problem; leave it out to take all")
-    rows = read_jsonl(path, required=(task.text,))[:limit]
+    def complaint(row: dict) -> str | None:
+        if not isinstance(row[task.text], str) or not row[task.text].strip():
+            return f"`{task.text}` must be a text, found {row[task.text]!r}"
+        if task.writes_lines:
+            return None
+        header = table_header(row)
+        good = isinstance(header, list) and len(header) > 2 and all(isinstance(name, str) for name in header)
+        return None if good and re.fullmatch(r"[1-9]\*[1-9]", str(row.get("size"))) else (
+            "a puzzle needs the `size` of its table, as 3*4 (houses * attributes), and its `header`, of texts")
+
+    rows = read_jsonl(path, (task.text,), complaint)[:limit]
     if not rows:
         raise InputError(f"{path}: holds no problem")
+    stem = Path(path).stem.removesuffix(".jsonl")
     problems = []
     for number, row in enumerate(rows):
-        if not isinstance(row[task.text], str):
-            raise InputError(f"{path}: `{task.text}` must be a text, found {row[task.text]!r}")
-        problem = {"id": row.get("unique_id") or f"{Path(path).stem.removesuffix('.jsonl')}-{number}", **row,
-                   "question": row[task.text]}
-        if not task.writes_lines:
-            problem["header"] = row.get("header") or (row.get("solution") or {}).get("header")
-            if not problem["header"] or not re.fullmatch(r"\d+\*\d+", str(row.get("size"))):
-                raise InputError(f"{path}: puzzle {problem['id']} needs `size`, as 3*4, and the `header` of its table")
-        problems.append(problem)
+        name = row.get("id", row.get("unique_id"))
+        problems.append({**row, "id": f"{stem}-{number}" if name is None else name, "question": row[task.text]} | (
+            {} if task.writes_lines else {"header": table_header(row)}))
+    if len({problem["id"] for problem in problems}) < len(problems):
+        raise InputError(f"{path}: two problems have the same id; make the ids differ, or leave them out")
     return problems
 
 
 def unlabelled(problem: dict) -> dict:
     """What a model may be shown of a problem: its text and, of a puzzle, the shape of the table to fill in."""
     return {key: problem[key] for key in ("id", "question", "size", "header") if key in problem}
-
-
-def skeleton(problem: dict) -> str:
-    """ZeroEval's JSON to fill in: a row of blanks per house, a cell per attribute of the puzzle."""
-    houses, attributes = int(problem["size"].split("*")[0]), problem["header"][1:]
-    blanks = {f"House {i + 1}": dict.fromkeys(attributes, "___") for i in range(houses)}
-    return json.dumps({"reasoning": "___", "solution": blanks}, indent=4)
 
 
 def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], k: int, *, temperature: float,
@@ -323,19 +349,20 @@ def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], 
     return rows_out
 
 
-def same_text(question: str) -> str:
-    """What two copies of a question share: their words, whatever the case, spacing and punctuation."""
+def text_key(question: str) -> str:
+    """What two copies of a question have in common: their words, whatever the case, spacing and punctuation."""
     return " ".join("".join(c if c.isalnum() else " " for c in question.lower()).split())
 
 
 def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], count: int, *, known: list[str],
-                   temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int],
+                   temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int], longest: int,
                    name: str = "new", rows: int = 512) -> tuple[list[dict], dict]:
     """New problems in the style of `problems` (paper, section 2): four random ones as examples, then an open line.
 
     A puzzle is rephrased from one example: the values of one attribute are renamed, another attribute is replaced.
-    Only questions are written, no answers. Those cut off, malformed, or equal to one of `problems`, of `known` or to
-    each other are dropped. Returns the problems kept, and how many of the `count` were dropped for which reason.
+    Only questions are written, no answers. Those cut off, malformed, whose prompt would take more than `longest`
+    tokens, or equal to one of `problems`, of `known` or to each other are dropped. Returns the problems kept, and how
+    many of the `count` were dropped for which reason.
     """
     draw = random.Random(f"{list(seed)} examples")
     examples = [draw.sample(problems, min(task.examples, len(problems))) for _ in range(count)]
@@ -344,36 +371,21 @@ def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], c
     sampled = generate(model, prompts, 1, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
                        seed=seed, rows=rows, progress=f"{name}: writing problems",
                        stop_ids=text.newline_ids() + text.stop_ids if task.writes_lines else text.stop_ids)
-    seen = {same_text(q) for q in [*(p["question"] for p in problems), *known]}
-    kept, dropped = [], {"cut off": 0, "malformed": 0, "seen before": 0}
+    seen = {text_key(q) for q in [*(p["question"] for p in problems), *known]}
+    kept, dropped = [], {"cut off": 0, "malformed": 0, "too long": 0, "seen before": 0}
     for [response], shown in zip(sampled, examples):
         written = text.decode(response.tokens)
         problem = {"question": written.strip().removeprefix("Q:").strip()} if task.writes_lines else \
             rephrased_puzzle(written, shown[0])
-        key = same_text(problem["question"]) if problem else ""
-        reason = "cut off" if not response.ended else "malformed" if not key else "seen before" if key in seen else None
+        key = text_key(problem["question"]) if problem else ""
+        reason = "cut off" if not response.ended else "malformed" if not key else "seen before" if key in seen else \
+            "too long" if len(text.encode_prompt(text.prompt(task, problem))) > longest else None
         if reason:
             dropped[reason] += 1
         else:
             seen.add(key)
             kept.append({"id": f"{name}-{len(kept)}", **problem})
     return kept, dropped
-
-
-def rephrased_puzzle(written: str, source: dict) -> dict | None:
-    """The puzzle in triple quotes and its table's new shape, from `New Attribute Map: {"old": "new"}`; None without."""
-    mapped = re.search(r"New Attribute Map:\s*+(\{[^{}]*+\})", written)
-    quoted = written.split('"""')
-    try:
-        names = json.loads(mapped[1].replace("'", '"')) if mapped else None
-    except ValueError:
-        names = None
-    if not names or len(quoted) < 3 or not all(old in source["header"] and isinstance(new, str) and new.strip()
-                                               for old, new in names.items()):
-        return None
-    header = [names.get(attribute, attribute) for attribute in source["header"]]
-    return {"question": quoted[-2].strip(), "size": source["size"], "header": header} \
-        if len(set(header)) == len(header) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -398,14 +410,35 @@ class Options:
     dtype: str = option("float32", "of the weights: float32, bfloat16")
 
 
+SAMPLING_RULES = {
+    "k": (lambda v: v >= 1, "at least 1 response per problem"),
+    "temperature": (lambda v: v >= 0, "must not be negative; 0 is greedy"),
+    "top_p": (lambda v: 0 < v <= 1, "a share of probability, above 0 and at most 1"),
+    "max_new_tokens": (lambda v: v >= 1, "at least 1"),
+    "limit": (lambda v: v >= 1, "at least 1 problem; leave it out to take all"),
+    "rows": (lambda v: v >= 1, "at least 1"),
+    "seed": (lambda v: v >= 0, "must be 0 or more"),
+    "dtype": (lambda v: v in ("float32", "bfloat16"), "choose float32 or bfloat16"),
+    "chat": (lambda v: v in ("auto", *CHATS), f"unknown, choose from auto, {', '.join(CHATS)}"),
+}
+
+
+def check_out(path: str) -> None:
+    """Refuse, before the work and not after it, an --out that exists or has no place to be."""
+    if Path(path).exists():
+        raise InputError(f"--out {path}: exists already; choose another name")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror}); choose another name") from error
+
+
 def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str) -> tuple[Llama, Text]:
     """Model and text side of a checkpoint folder, with the `--model --chat --device --dtype` of any script."""
     if folder is None:
         raise InputError("--model: this task ships no model; give a checkpoint folder in Hugging Face's Llama layout")
     if not Path(folder).is_dir():
         raise InputError(f"--model {folder}: no such folder")
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype}: choose float32 or bfloat16")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -422,12 +455,8 @@ def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str) -> t
 
 def main() -> None:
     options = parse_options(Options, __doc__)
-    if options.k < 1:
-        raise InputError(f"--k {options.k}: at least 1 response per problem")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: must be 0 or more")
-    if Path(options.out).exists():
-        raise InputError(f"--out {options.out}: exists already; choose another name")
+    check_options(options, SAMPLING_RULES)
+    check_out(options.out)
     task = Task.load(options.task)
     problems_file = options.problems or task.file("problems")
     if problems_file is None:

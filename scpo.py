@@ -101,6 +101,7 @@ def build_pair(row: dict, answers: Sequence[str | None], tau: float, task: str, 
     answers: of the row's responses, then of its extra ones. supervision: a key of SUPERVISION. weighted: else w = 1.
     """
     texts = row["responses"] + row.get("extra_responses", [])
+    ended = row["ended"] + row.get("extra_ended", [])
     k = len(row["responses"])
     pair, votes, reason = choose_pair(answers, k, tau, task, draw)
     if supervision == "gold":
@@ -112,7 +113,7 @@ def build_pair(row: dict, answers: Sequence[str | None], tau: float, task: str, 
     return {"id": row["id"], "prompt": row["prompt"], "chosen": texts[chosen], "rejected": texts[rejected],
             "weight": weight, "votes_chosen": votes[chosen], "votes_rejected": votes[rejected], "k": k,
             "answer_chosen": answers[chosen], "answer_rejected": answers[rejected], "sample_chosen": chosen,
-            "sample_rejected": rejected}, reason
+            "sample_rejected": rejected, "ended_chosen": ended[chosen], "ended_rejected": ended[rejected]}, reason
 
 
 # ---------------------------------------------------------------------------------------------------------------------

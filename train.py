@@ -24,7 +24,7 @@ import random
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval import evaluate, gold_answer, score, table
+from eval import EVALUATION, evaluate, gold_answer, score, table
 from model import Llama, read_json
-from sample import CHATS, Task, Text, answer_problems, load_checkpoint, read_problems, unlabelled, write_problems
+from sample import (
+    CHATS,
+    SAMPLING_RULES,
+    Task,
+    Text,
+    answer_problems,
+    context_length,
+    load_checkpoint,
+    read_problems,
+    unlabelled,
+    write_problems,
+)
 from scpo import SUPERVISION, build_pair, collate, scpo_loss, token_logps, unanimous
 from vote import (
     InputError,
+    check_options,
     option,
     parse_options,
     read_jsonl,
@@ -55,7 +67,7 @@ class Options:
     model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
     problems: str | None = option(None, "JSON lines with a `question` each; an `answer` is not read")
     test: str | None = option(None, "JSON lines with `question` and `answer`, for the evaluation alone")
-    out: str = option("runs/toy", "folder of the run; give the same one again to go on after a stop")
+    out: str | None = option(None, "folder of the run, runs/TASK if not given; the same one again goes on after a stop")
     rounds: int = option(2, "rounds; M_t is trained on samples of M_{t-1} (paper: 2, a third adds little)")
     k: int | None = option(None, "responses per problem, which vote (paper: 8; ZebraLogic 16)")
     tau: tuple[float, ...] | None = option(None, "least vote share of the chosen answer, per round, the last one "
@@ -84,8 +96,26 @@ class Options:
     dtype: str = option("float32", "of sampling and of matrix products: float32, bfloat16; trained weights are float32")
 
 
+RULES = SAMPLING_RULES | {
+    "k": (lambda v: v >= 2, "a vote needs at least 2 responses per problem"),
+    "tau": (lambda v: 0 < v <= 1, "a share of the votes, above 0, at most 1 (0.5 is 4 of 8)"),
+    "temperature": (lambda v: v > 0, "must be above 0: k greedy responses would all be the same"),
+    "extra_temperature": (lambda v: v > 0, "must be above 0"),
+    "new_problems": (lambda v: v >= 0, "a count, 0 for none"),
+    "extra": (lambda v: v >= 0, "a count, 0 for none"),
+    "supervision": (lambda v: v in SUPERVISION, f"choose from {', '.join(SUPERVISION)}"),
+    "lr": (lambda v: 0 < v < math.inf, "must be above 0"),
+    "beta": (lambda v: 0 < v < math.inf, "must be above 0"),
+    "alpha": (lambda v: 0 <= v < math.inf, "must not be negative"),
+    "clip": (lambda v: v > 0, "must be above 0"),
+    "warmup": (lambda v: 0 <= v <= 1, "a share of the steps, from 0 to 1"),
+    **dict.fromkeys(("rounds", "epochs", "batch_size", "micro_batch"), (lambda v: v >= 1, "at least 1")),
+}
+
+
 def complete(options: Options, task: Task) -> Options:
-    """Fill what was not given from the task's defaults, and refuse values that cannot work."""
+    """The options with what was not given filled in from the task's defaults; refuses values that cannot work."""
+    options = replace(options, out=options.out or f"runs/{task.name}")
     for f in fields(options):
         if getattr(options, f.name) is None:
             default = task.file(f.name) if f.name in ("model", "problems", "test") else task.defaults.get(f.name)
@@ -94,36 +124,26 @@ def complete(options: Options, task: Task) -> Options:
         raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with a `question` each")
     if options.model is None:
         raise InputError(f"--model: task {task.name} ships none; give a Llama checkpoint folder (Hugging Face layout)")
-    for name, good, rule in [
-            ("k", options.k >= 2, "a vote needs at least 2 responses per problem"),
-            ("tau", all(0 < t <= 1 for t in options.tau), "a share of the votes, above 0, at most 1 (0.5 is 4 of 8)"),
-            ("new_problems", all(n >= 0 for n in options.new_problems), "a count, 0 for none"),
-            ("extra", options.extra >= 0, "a count, 0 for none"),
-            ("supervision", options.supervision in SUPERVISION, f"choose from {', '.join(SUPERVISION)}"),
-            ("lr", options.lr > 0, "must be above 0"),
-            ("beta", options.beta > 0, "must be above 0"),
-            ("alpha", options.alpha >= 0, "must not be negative"),
-            ("temperature", options.temperature > 0, "must be above 0: k greedy responses would all be the same"),
-            ("top_p", 0 < options.top_p <= 1, "a share of probability, above 0 and at most 1"),
-            ("seed", options.seed >= 0, "must be 0 or more"),
-            ("warmup", 0 <= options.warmup <= 1, "a share of the steps, from 0 to 1"),
-            *[(name, getattr(options, name) >= 1, "at least 1")
-              for name in ("rounds", "epochs", "batch_size", "micro_batch", "max_new_tokens", "rows")]]:
-        if not good:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: {rule}")
+    check_options(options, RULES)
     return options
 
 
+MACHINE = ("out", "rounds", "rows", "micro_batch", "device")  # options that may change when a run goes on
+
+
 def open_run(options: Options) -> Path:
-    """The run's folder. A folder begun with other options is refused: its files would be mixed up."""
+    """The run's folder. One begun with other options is refused, since its files would be mixed up."""
     run, now = Path(options.out), json.loads(json.dumps(asdict(options)))
-    if not (run / "options.json").exists():
-        write_text(run / "options.json", json.dumps(now, indent=2) + "\n")
-        return run
-    before = read_json(run / "options.json", "")
-    differing = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
-    if differing:
+    before = read_json(run / "options.json", "") if (run / "options.json").exists() else {}
+    differing = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
+                 if before.get(name) != now[name] and name not in MACHINE]
+    if differing and any(run.glob("M*/")):
         raise InputError(f"--out {run}: begun with other options ({'; '.join(differing)}); choose another --out")
+    try:
+        if now != before:
+            write_text(run / "options.json", json.dumps(now, indent=2) + "\n")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out {run}: is a file; choose another name for the run's folder") from error
     return run
 
 
@@ -148,9 +168,9 @@ def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int
         return given
     test = [p["question"] for p in read_problems(options.test, task)] if options.test else []
     new, dropped = write_problems(
-        model, text, task, given, count, known=test, temperature=options.temperature,
-        top_p=options.top_p, max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows,
-        name=f"M{t}-new")
+        model, text, task, given, count, known=test, temperature=options.temperature, top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows, name=f"M{t}-new",
+        longest=context_length(model) - options.max_new_tokens)
     print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; dropped: "
           + ", ".join(f"{n} {reason}" for reason, n in dropped.items()))
     for problem in new[:2]:
@@ -164,7 +184,8 @@ def make_responses(model: Llama, text: Text, task: Task, problems: list[dict], o
               "seed": [options.seed, t, 2]}
     rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
                            progress=f"M{t}: {options.k} responses", **shared)
-    agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if options.extra else []
+    wanted = options.extra and options.supervision != "gold"  # a gold answer needs no disagreement
+    agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if wanted else []
     hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), temperature=options.extra_temperature,
                              first_sample=options.k, progress=f"M{t}: extra responses", **shared)
     for row, more in zip(agreed, hotter):
@@ -179,11 +200,11 @@ def make_pairs(responses: list[dict], problems: list[dict], task: Task, options:
     """At most one pair per problem, and one line on what became of the others."""
     pairs, reasons, unparsed, cut = [], {}, 0, 0
     for row, problem in zip(responses, problems, strict=True):
-        extra = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
+        hotter = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
         answers = response_answers(row, task.name)
         unparsed += sum(e and a is None for a, e in zip(answers, row["ended"]))
         cut += row["ended"].count(False)
-        pair, reason = build_pair(row, answers + response_answers(extra, task.name), per_round(options.tau, t),
+        pair, reason = build_pair(row, answers + response_answers(hotter, task.name), per_round(options.tau, t),
                                   task.name, random.Random(f"{options.seed}/{t}/{row['id']}"), options.supervision,
                                   problem.get("gold"), not options.no_weight)
         reasons[reason] = reasons.get(reason, 0) + 1
@@ -218,8 +239,8 @@ def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -
 def encode(pair: dict, text: Text) -> dict:
     """The tokens of a pair: two (prompt, response) sequences, and the three numbers the loss needs beside them."""
     prompt = text.encode_prompt(pair["prompt"])
-    return {"chosen": (prompt, text.encode_response(pair["chosen"])),
-            "rejected": (prompt, text.encode_response(pair["rejected"])), **{
+    return {"chosen": (prompt, text.encode_response(pair["chosen"], pair["ended_chosen"])),
+            "rejected": (prompt, text.encode_response(pair["rejected"], pair["ended_rejected"])), **{
                 name: pair.get(name) for name in ("weight", "reference_chosen_logp", "reference_rejected_logp")}}
 
 
@@ -332,7 +353,7 @@ def stage(path: Path, make) -> list[dict]:
     return rows
 
 
-def record(run: Path, name: str, values: dict, seconds: float = 0.0) -> dict:
+def record(run: Path, name: str, values: dict, seconds: float) -> dict:
     """Merge what is known of M_t into results.json, adding up the seconds; all results so far."""
     path = run / "results.json"
     results = read_json(path, "") if path.exists() else {}
@@ -364,8 +385,8 @@ def train_round(source: str | Path, folder: Path, task: Task, options: Options, 
 
     pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
     write_jsonl(folder / "log.jsonl", optimise(model, text, pairs, options, t))
+    record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
     save_model(model, source, folder / "model")
-    record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)
 
 
 def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
@@ -376,7 +397,7 @@ def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, 
     model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
     rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
                     temperature=options.temperature, top_p=options.top_p, max_new_tokens=options.max_new_tokens,
-                    seed=[options.seed, 0, 4], rows=options.rows, name=f"M{t}")  # the same draws for every M_t
+                    seed=[options.seed, *EVALUATION], rows=options.rows, name=f"M{t}")
     result = score(rows, task.name)
     write_jsonl(folder / "eval_responses.jsonl", rows)
     results = record(run, f"M{t}", result, time.time() - started)
@@ -389,7 +410,7 @@ def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, 
 def main() -> None:
     options = parse_options(Options, __doc__)
     task = Task.load(options.task)
-    complete(options, task)
+    options = complete(options, task)
     for path in filter(None, (options.problems, options.test)):
         read_problems(path, task)  # a broken line shows now, not after an hour
     run = open_run(options)

@@ -8,8 +8,8 @@ the same final answer:   V(y) = Σ_m 1[ans(y_m) = ans(y)].
 "No answer" is None from the extractor to the vote: it is never a candidate (V = 0), yet k stays the denominator.
 Answers are brought to one canonical spelling before they are counted, so "1,000", "$1000" and "1000.00" are one answer.
 
-Only the standard library is used, here and in tasks/math/formula.py, which reads LaTeX. Because this file imports no
-other script, it also holds what all of them share: JSON lines, options from a dataclass, and one-line errors.
+Only the standard library is used, here and in what reads LaTeX (tasks/math/formula.py) and tables (tasks/zebralogic/
+puzzle.py). Because this file imports no other script, it also holds what all share: JSON lines, options, errors.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 
-from tasks.math.formula import LONGEST as LONGEST_FORMULA
-from tasks.math.formula import canonical_formula
+from tasks.math.formula import LONGEST_FORMULA, canonical_formula
+from tasks.zebralogic.puzzle import extract_table
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Extraction: text → canonical answer or None
@@ -35,15 +35,19 @@ from tasks.math.formula import canonical_formula
 NUMBER = re.compile(r"[-−+]?\s?\\?\$?\s?[-−]?\s?(?=\.?\d)"
                     r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)?(?:\.\d++)?(?:/\d++)?+")  # 1,000  -18  $18.50  .5  3/4
 BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
+PLAIN_TEXT = [(re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ])(?=\d{3})"), ""),  # 1{,}000  1,\!000  1\,000
+              (re.compile(r"\\[dt]?frac\s?\{?(\d++)\}?\s?\{?(\d++)\}?"), r"\1/\2"),
+              (re.compile(r"\\[dt]?frac(\d)(\d)"), r"\1/\2")]
+NEXT_QUESTION = re.compile(r"\n[ \t]*+Q:")
 ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of an answer given as JSON
 ANSWER_PHRASE = re.compile(r"(?im)(?:\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)|^A:)\s*+:?\s*+([^\n]++)")
-LONGEST = 40  # characters; no benchmark has such a number, and a runaway string of digits must not cost quadratic time
+LONGEST_NUMBER, LONGEST_STATEMENT = 40, 1000  # characters; runaway digits must not cost quadratic time
 
 
 def canonical_number(text: str) -> str | None:
     """One spelling per value, to six decimals: "$1,000.50" → "1000.5", "18.00" → "18", "3/4" → "0.75"; else None."""
     digits = re.sub(r"[\s,$\\+]", "", text).replace("−", "-")
-    if not digits or len(digits) > LONGEST:
+    if not digits or len(digits) > LONGEST_NUMBER:
         return None
     numerator, _, denominator = digits.partition("/")
     try:
@@ -56,7 +60,11 @@ def canonical_number(text: str) -> str | None:
 
 def first_number(text: str) -> str | None:
     """The number that a statement of an answer gives: its first, or of a calculation the one after the last `=`."""
-    found = NUMBER.search(text.rpartition("=")[2]) or NUMBER.search(text)
+    text = text[:LONGEST_STATEMENT]
+    for pattern, plain in PLAIN_TEXT:
+        text = pattern.sub(plain, text)
+    before, _, after = text.rpartition("=")
+    found = NUMBER.fullmatch(before.strip()) or NUMBER.search(after) or NUMBER.search(text)
     return canonical_number(found.group()) if found else None
 
 
@@ -78,10 +86,10 @@ def last_boxed(text: str) -> str | None:
 
 def stated_answer(text: str) -> str | None:
     """What a response without its task's mark names as its answer: a JSON field, "the answer is …", or all there is."""
-    text = re.split(r"\n[ \t]*+Q:", text, maxsplit=1)[0]  # a base model may run on with another problem
-    fields_ = ANSWER_FIELD.findall(text)
-    if fields_:
-        return fields_[-1][0].replace("\\\\", "\\").replace('\\"', '"') or fields_[-1][1]
+    given = ANSWER_FIELD.findall(text)
+    if given:
+        quoted, bare = given[-1]
+        return quoted.replace("\\\\", "\\").replace('\\"', '"') or bare
     phrases = [phrase for phrase in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", phrase)]
     if phrases:
         return phrases[-1]
@@ -91,13 +99,10 @@ def stated_answer(text: str) -> str | None:
 
 def extract_number(text: str) -> str | None:
     """GSM8K: the number of the last `#### N`; else of the last `\\boxed{…}`; else of what the text calls its answer."""
-    text = re.split(r"\n[ \t]*+Q:", text, maxsplit=1)[0]  # a base model may run on with another problem
     _, mark, marked = text.rpartition("####")
     if mark and (number := first_number(marked.strip().partition("\n")[0])):
         return number
-    if BOX.search(text):
-        return first_number((last_boxed(text) or "").replace("{,}", ",").replace("\\!", ""))
-    return first_number(stated_answer(text) or "")
+    return first_number((last_boxed(text) if BOX.search(text) else stated_answer(text)) or "")
 
 
 def extract_formula(text: str) -> str | None:
@@ -111,41 +116,6 @@ def extract_formula(text: str) -> str | None:
     return canonical_formula(answer) if answer else None
 
 
-def extract_table(text: str) -> str | None:
-    """ZebraLogic: the `solution` of the last complete top-level JSON object, cells in lower case, as canonical JSON.
-
-    The rule is ZeroEval's (src/evaluation/zebra_grid_eval.py), so that no-answer rates compare: braces are matched
-    wherever they stand, line breaks are dropped, nothing is repaired. A bare grid of houses is a solution too, unless
-    a stray brace shows that it is a piece of something broken.
-    """
-    start, depth, whole, stray = 0, 0, None, False
-    for brace in re.finditer(r"[{}]", text):
-        if brace.group() == "{":
-            start, depth = brace.start() if depth == 0 else start, depth + 1
-        elif depth == 0:
-            stray = True
-        else:
-            depth -= 1
-            whole = slice(start, brace.end()) if depth == 0 else whole
-    try:
-        found = json.loads(text[whole].replace("\n", "")) if whole else {}
-        bare = found and not stray and all(re.fullmatch(r"House \d+", key) for key in found)
-        solution = found if bare else found.get("solution")
-        return None if solution is None else json.dumps({"solution": lower_cells(solution)}, sort_keys=True,
-                                                        ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return None
-
-
-def lower_cells(value: typing.Any) -> typing.Any:
-    """The cells of a table, compared in lower case and without outer blanks; of a list its first item counts."""
-    if isinstance(value, dict):
-        return {key: lower_cells(cell) for key, cell in value.items()}
-    if isinstance(value, list):
-        return lower_cells(value[0]) if value else None
-    return None if value is None else str(value).lower().strip()
-
-
 EXTRACTORS = {"toy": extract_number, "gsm8k": extract_number, "wordproblems": extract_number, "math": extract_formula,
               "zebralogic": extract_table}
 
@@ -154,12 +124,19 @@ def extract_answer(text: str, task: str) -> str | None:
     """The canonical final answer of a response, or None if it has none. Raises InputError for an unknown task."""
     if task not in EXTRACTORS:
         raise InputError(f"task {task!r} has no answer extractor; known: {', '.join(EXTRACTORS)}")
+    if task != "zebralogic":  # a base model may run on with another problem
+        text = NEXT_QUESTION.split(text, maxsplit=1)[0]
     return EXTRACTORS[task](text)
 
 
 def same_answer(a: str | None, b: str | None, task: str) -> bool:
-    """Whether two canonical answers are equal. None equals nothing, not even None."""
-    return a is not None and a == b
+    """Whether two answers are equal, canonical or as somebody wrote them. None equals nothing, not even None."""
+    if a is None or b is None:
+        return False
+    if a == b:
+        return True
+    canonical = {extract_number: canonical_number, extract_formula: canonical_formula}.get(EXTRACTORS[task])
+    return canonical is not None and canonical(a) is not None and canonical(a) == canonical(b)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,9 +149,18 @@ def count_votes(answers: list[str | None], task: str) -> list[int]:
 
 
 def response_answers(row: dict, task: str) -> list[str | None]:
-    """The answers of one line of `responses.jsonl`. A response cut off at the token limit has none."""
-    return [extract_answer(text, task) if ended else None
-            for text, ended in zip(row["responses"], row.get("ended") or [True] * len(row["responses"]), strict=True)]
+    """The answers with which the k responses of a line of `responses.jsonl` vote.
+
+    None for a response that was cut off at the token limit, and for a table with cells left blank: k copies of the
+    form to fill in would be the clearest vote of all.
+    """
+    answers = [extract_answer(text, task) if ended else None for text, ended in zip(row["responses"], was_ended(row))]
+    return [None if answer and task == "zebralogic" and '"___"' in answer else answer for answer in answers]
+
+
+def was_ended(row: dict) -> list[bool]:
+    """Whether each response came to its end; files made elsewhere may not say."""
+    return row.get("ended") or [True] * len(row["responses"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,8 +171,12 @@ class InputError(Exception):
     """A user's mistake: one line that names the file, line or option and says what to do about it."""
 
 
-def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
-    """The objects of a JSON-lines file. Raises InputError naming the file and the line."""
+def read_jsonl(path: str | Path, required: tuple[str, ...] = (),
+               complaint: typing.Callable[[dict], str | None] = lambda row: None) -> list[dict]:
+    """The objects of a JSON-lines file (or .gz), each with the `required` fields.
+
+    complaint: says what is wrong with a row, or None. Raises InputError naming the file and the line.
+    """
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="\n") as file:
             lines = file.read().split("\n")  # not splitlines: U+2028 may stand inside a text
@@ -200,6 +190,7 @@ def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error}); mend or delete the line") from error
         if not isinstance(row, dict):
@@ -207,8 +198,26 @@ def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[dict]:
         absent = [name for name in required if name not in row]
         if absent:
             raise InputError(f"{path}, line {number}: has no {', '.join(map(repr, absent))}; it has {', '.join(row)}")
+        if wrong := complaint(row):
+            raise InputError(f"{path}, line {number}: {wrong}")
         rows.append(row)
     return rows
+
+
+def read_responses(path: str | Path) -> list[dict]:
+    """The lines of a `responses.jsonl`, made by this project or elsewhere; `id` is the line's number if it has none."""
+    def complaint(row: dict) -> str | None:
+        texts, ended = row["responses"], row.get("ended")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            return f"`responses` must be a list of k texts, found {str(texts)[:40]!r}"
+        if ended is not None and (not isinstance(ended, list) or len(ended) != len(texts)):
+            return f"`ended` must say true or false for each of the {len(texts)} responses"
+        return None if isinstance(row.get("greedy", ""), str) else "`greedy` must be one text"
+
+    rows = read_jsonl(path, ("responses",), complaint)
+    if not rows:
+        raise InputError(f"{path}: holds no problem")
+    return [{"id": number, **row} for number, row in enumerate(rows)]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -216,10 +225,14 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     beside.rename(path)
 
 
@@ -253,15 +266,30 @@ def parse_options(options: type, description: str, argv: list[str] | None = None
     return options(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
+def check_options(options: typing.Any, rules: dict[str, tuple[typing.Callable, str]]) -> None:
+    """Refuse option values that break their rule, (test of one value, what it must be). None is for a default."""
+    for name, (good, rule) in rules.items():
+        value = getattr(options, name)
+        if not all(map(good, value if isinstance(value, tuple) else [] if value is None else [value])):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise InputError(f"--{name.replace('_', '-')} {shown}: {rule}")
+
+
 def run_script(main: typing.Callable[[], None]) -> None:
-    """Run a script; a user's mistake or a full disk ends it with one line on stderr and exit code 2."""
+    """Run a script; a user's mistake, a full disk or memory ends it with one line on stderr and exit code 2."""
     try:
         main()
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        print(f"error: out of memory ({str(error).splitlines()[0]}); lower --rows when it samples, --micro-batch when "
+              "it trains, or --max-new-tokens", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; finished files are kept, start again to go on", file=sys.stderr)
+        print("interrupted; files that were finished are kept", file=sys.stderr)
         sys.exit(130)
 
 
@@ -290,13 +318,10 @@ def show_votes(row: dict, task: str) -> str:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
-    rows = read_jsonl(options.responses, required=("responses",))
-    if not rows:
-        raise InputError(f"{options.responses}: holds no problem")
+    rows = read_responses(options.responses)
     for row in rows[: options.limit or None]:
         print(show_votes(row, options.task) + "\n")
-    shares = [max(count_votes(a, options.task), default=0) / max(len(a), 1)
-              for a in (response_answers(row, options.task) for row in rows)]
+    shares = [max(count_votes(a, options.task)) / len(a) for a in (response_answers(r, options.task) for r in rows)]
     print(f"{len(rows)} problems, mean share of the most voted answer {100 * sum(shares) / len(shares):.1f} %")
 
 

@@ -28,7 +28,7 @@ SETTINGS = {
     "scpo": ("ScPO", []),
     "given": ("ScPO, no self-written problems", ["--new-problems", "0"]),
     "coin": ("control: a coin decides which is chosen", ["--supervision", "coin"]),
-    "gold": ("gold pairs (uses labels)", ["--supervision", "gold", "--new-problems", "0", "--extra", "0"]),
+    "gold": ("gold pairs (uses labels)", ["--supervision", "gold", "--new-problems", "0"]),
 }
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")

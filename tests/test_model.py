@@ -219,7 +219,11 @@ def name_a_missing_shard(folder: Path) -> None:
     "not a Llama": (lambda f: edit_config(f, model_type="qwen2"), "config.json: model_type is 'qwen2'"),
     "rope type": (lambda f: edit_config(f, rope_scaling={"type": "yarn"}), "config.json: rope_type 'yarn'"),
     "rope factors": (lambda f: edit_config(f, rope_scaling={"rope_type": "llama3"}), "config.json: .*low_freq_factor"),
-    "no layer count": (lambda f: edit_config(f, num_hidden_layers=None), "config.json: has no num_hidden_layers"),
+    "no layer count": (lambda f: edit_config(f, num_hidden_layers=None), "config.json: num_hidden_layers must be"),
+    "a size as text": (lambda f: edit_config(f, hidden_size="128"), "config.json: hidden_size must be"),
+    "no heads": (lambda f: edit_config(f, num_attention_heads=0), "config.json: num_attention_heads must be"),
+    "odd heads": (lambda f: edit_config(f, num_key_value_heads=3), "multiple of num_key_value_heads"),
+    "rope as text": (lambda f: edit_config(f, rope_scaling="linear"), "config.json: rope_parameters or"),
     "broken JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
 }.values())

@@ -80,10 +80,12 @@ def test_extra_responses_can_only_be_rejected():
 
 
 def test_pair_line_has_everything_trl_and_a_reader_need():
-    row = {"id": "p", "prompt": "Q", "responses": ["r0", "r1", "r2", "r3"], "extra_responses": ["x"]}
+    row = {"id": "p", "prompt": "Q", "responses": ["r0", "r1", "r2", "r3"], "ended": [True] * 4,
+           "extra_responses": ["x"], "extra_ended": [False]}
     pair, _ = build_pair(row, ["1", "1", "1", "2", "3"], 0.5, "toy", random.Random(0))
     assert pair["prompt"] == "Q" and pair["chosen"] in ("r0", "r1", "r2") and pair["weight"] == 3 / 4
     assert pair["rejected"] == "x" and pair["sample_rejected"] == 4 and pair["k"] == 4 and pair["id"] == "p"
+    assert pair["ended_chosen"] is True and pair["ended_rejected"] is False
 
 
 def test_gold_takes_a_right_and_a_wrong_response():
@@ -96,7 +98,7 @@ def test_gold_takes_a_right_and_a_wrong_response():
 
 
 def test_controls_change_who_is_chosen_and_the_weight():
-    row = {"id": "p", "prompt": "Q", "responses": list("abcd")}
+    row = {"id": "p", "prompt": "Q", "responses": list("abcd"), "ended": [True] * 4}
     build = lambda seed, **kw: build_pair(row, ["1", "1", "1", "2"], 0.5, "toy", random.Random(seed), **kw)[0]
     assert build(0)["weight"] == 0.5 and build(0, weighted=False)["weight"] == 1.0
     gold = build(0, supervision="gold", gold="2")

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sample
-from eval import gold_answer, right_cells, score, table
+from eval import gold_answer, score, table
 from sample import CHATS, Task, Text, read_problems
-from vote import InputError, count_votes, extract_answer, read_jsonl
+from tasks.zebralogic.puzzle import json_form, rephrased_puzzle, right_cells
+from vote import InputError, count_votes, extract_answer, read_jsonl, response_answers
 
 DATA = Path(os.environ.get("SCPO_DATA", "/no/such/folder"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SCPO_DATA does not name the folder of benchmark data")
@@ -127,7 +128,7 @@ def test_every_task_loads_and_fills_its_prompts(toy_checkpoint):
 
 def test_the_skeleton_has_the_puzzles_own_attributes(tmp_path):
     [problem] = read_problems(write(tmp_path / "p.jsonl", PUZZLE), Task.load("zebralogic"))
-    blanks = json.loads(sample.skeleton(problem))
+    blanks = json.loads(json_form(problem))
     assert blanks == {"reasoning": "___", "solution": {f"House {i}": {"Name": "___", "Drink": "___"} for i in (1, 2)}}
     assert "Eric" not in json.dumps(sample.unlabelled(problem)) and sample.unlabelled(problem)["size"] == "2*2"
 
@@ -140,7 +141,7 @@ def test_the_skeleton_has_the_puzzles_own_attributes(tmp_path):
     ('New Attribute Map: {"Drink": "Food"}\nTwo houses', None), ('New Attribute Map: {"Drink": 3}\n"""a"""', None),
     ("New Attribute Map: {oops}\n\"\"\"a\"\"\"", None), ("", None)])
 def test_a_rephrased_puzzle_brings_its_new_shape(written, header):
-    puzzle = sample.rephrased_puzzle(written, {"size": "2*2", "header": ["House", "Name", "Drink"]})
+    puzzle = rephrased_puzzle(written, {"size": "2*2", "header": ["House", "Name", "Drink"]})
     assert puzzle == (header and {"question": "Two houses", "size": "2*2", "header": header})
 
 
@@ -149,11 +150,24 @@ def test_a_rephrased_puzzle_brings_its_new_shape(written, header):
     ("math", [{"question": "x"}], None, "'problem'"),
     ("zebralogic", [{"puzzle": "x", "size": "2*2"}], None, "header"), ("gsm8k", [], None, "holds no problem"),
     ("zebralogic", [{**PUZZLE, "size": "2"}], None, "size"), ("gsm8k", [{"question": 3}], None, "must be a text"),
-    ("gsm8k", [{"question": "x"}], 0, "--limit 0")])
+    ("gsm8k", [{"question": " "}], None, "line 1"), ("gsm8k", [{"question": "\ud800"}], None, "line 1"),
+    ("zebralogic", [PUZZLE, {**PUZZLE, "header": "House"}], None, "line 2"),
+    ("zebralogic", [{"puzzle": "x", "size": "2*2", "solution": "blank"}], None, "header"),
+    ("gsm8k", [{"question": "x", "id": 1}, {"question": "y", "id": 1}], None, "same id")])
 def test_every_dataset_error_has_its_line(task, rows, limit, needle, tmp_path):
     with pytest.raises(InputError) as error:
         read_problems(write(tmp_path / "p.jsonl", *rows), Task.load(task), limit)
     assert needle in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_untidy_table_neither_votes_nor_raises():
+    blank = json.dumps({"solution": {"House 1": {"Name": "___"}}})
+    answers = response_answers({"responses": [blank, blank, GOLD]}, "zebralogic")
+    assert answers[:2] == [None, None] and count_votes(answers, "zebralogic") == [0, 0, 1]  # k copies of the form
+    for gold in (5, {"a": 1}, '{"solution": "x"}', '{"solution": {}}', {"header": ["House"], "rows": [1]}, "no"):
+        assert score([{"id": "a", "responses": [GOLD], "greedy": GOLD, "gold": gold}], "zebralogic")["greedy"] is None
+    for text in ('{"solution": "x"}', '{"solution": {"House 1": "x"}}', '{"solution": []}', "?"):
+        assert score([{"id": "a", "responses": [text], "greedy": text, "gold": GOLD}], "zebralogic")["greedy"] == 0.0
 
 
 def test_a_cut_gzip_file_is_named(tmp_path):

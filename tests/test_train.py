@@ -22,8 +22,8 @@ from model import Llama
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "tasks/toy"
 STAGES = ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "log.jsonl", "model"]
-SMALL = ["--limit", "24", "--k", "4", "--tau", "0.5", "--new-problems", "0", "12", "--epochs", "1", "--batch-size", "8",
-         "--micro-batch", "4"]
+SMALL = ["--limit", "24", "--k", "4", "--tau", "0.5", "0.75", "--new-problems", "0", "12", "--epochs", "1",
+         "--batch-size", "8", "--micro-batch", "4"]
 
 
 def run(monkeypatch, script, *argv):
@@ -62,9 +62,13 @@ def test_run_folder_has_every_file_and_the_table(finished):
         assert {"id", "prompt", "chosen", "rejected", "weight", "votes_chosen", "votes_rejected", "k",
                 "reference_chosen_logp", "reference_rejected_logp"} <= set(row)
         assert row["weight"] == (row["votes_chosen"] - row["votes_rejected"]) / row["k"] > 0
-        assert row["votes_chosen"] >= 2 and row["reference_chosen_logp"] < 0
-    steps = vote.read_jsonl(finished / "M1/log.jsonl")
-    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # θ starts at the reference
+        assert row["votes_chosen"] >= 2 and row["reference_chosen_logp"] < 0 and row["ended_chosen"]
+    assert min(row["votes_chosen"] for row in vote.read_jsonl(finished / "M1/pairs.jsonl")) == 2
+    assert min(row["votes_chosen"] for row in vote.read_jsonl(finished / "M2/pairs.jsonl")) >= 3  # its own τ
+    for t in (1, 2):
+        steps, pairs = (vote.read_jsonl(finished / f"M{t}/{name}.jsonl") for name in ("log", "pairs"))
+        assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # θ starts at the reference, M_{t-1}
+        assert sum(step["pairs"] for step in steps) == len(pairs)  # each pair once an epoch, the last batch smaller
 
 
 def test_the_model_moved_and_is_a_checkpoint_folder_like_any_other(finished):
@@ -100,8 +104,6 @@ def test_stopped_in_a_stage_and_started_again(finished, tmp_path, monkeypatch, l
     if lost != "eval.json":
         (again / "M2/model.part").mkdir()
         (again / "M2/model.part/model.safetensors").write_bytes(b"half")
-    options = json.loads((again / "options.json").read_text()) | {"out": str(again)}
-    (again / "options.json").write_text(json.dumps(options))
     run(monkeypatch, train, *SMALL, "--out", again)
     whole, now = stage_files(finished), stage_files(again)
     assert {n: b for n, b in now.items() if not n.endswith(".part")} == whole
@@ -208,6 +210,7 @@ def test_extra_responses_are_drawn_for_unanimous_problems_alone(finished):
 
 @pytest.mark.parametrize("argv, needle", [
     (["--task", "nope"], "there are gsm8k, math, toy"),
+    (["--lr", "inf"], "--lr"),
     (["--task", "gsm8k"], "--problems"),
     (["--task", "gsm8k", "--problems", TOY / "train.jsonl"], "--model"),
     (["--model", "/no/such/folder"], "no such folder"),
@@ -220,6 +223,10 @@ def test_extra_responses_are_drawn_for_unanimous_problems_alone(finished):
     (["--lr", "-1"], "--lr"),
     (["--temperature", "0"], "--temperature"),
     (["--batch-size", "0"], "--batch-size"),
+    (["--clip", "0"], "--clip"),
+    (["--extra-temperature", "-1"], "--extra-temperature"),
+    (["--limit", "0"], "--limit 0"),
+    (["--top-p", "0"], "--top-p"),
     (["--device", "warp"], "--device warp"),
     (["--dtype", "int3"], "--dtype int3"),
     (["--chat", "klingon"], "--chat klingon"),
@@ -241,13 +248,71 @@ def test_other_options_for_a_begun_run_are_refused(finished, monkeypatch, capsys
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch, capsys):
-    def full(path, text):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-    monkeypatch.setattr(train, "write_jsonl", full)
+    def full(descriptor):
+        if next((tmp_path / "run").rglob("problems.jsonl.part"), None):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(vote.os, "fsync", full)
     with pytest.raises(SystemExit) as exit_:
-        run(monkeypatch, train, *SMALL, "--test", TOY / "dev.jsonl", "--limit", "4", "--out", tmp_path / "run")
+        run(monkeypatch, train, *SMALL, "--limit", "4", "--out", tmp_path / "run")
     assert exit_.value.code == 2 and "No space left" in capsys.readouterr().err
-    assert not (tmp_path / "run/M1").exists()
+    assert (tmp_path / "run/M0/eval.json").exists() and not list((tmp_path / "run/M1").iterdir())
+
+
+def test_a_mistake_does_not_lock_the_run_folder_and_a_file_is_no_folder(tmp_path, monkeypatch, capsys):
+    for argv in (["--device", "warp"], ["--dtype", "int3"], ["--model", "/no/such/folder"]):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, train, *SMALL, *argv, "--out", tmp_path / "run")
+        assert argv[0] in capsys.readouterr().err
+    run(monkeypatch, train, *SMALL, "--limit", "8", "--rounds", "1", "--new-problems", "0", "--out", tmp_path / "run")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, train, *SMALL, "--out", tmp_path / "run/options.json")
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_options_of_the_machine_may_change_and_more_rounds_may_follow(finished, tmp_path, monkeypatch):
+    """One round, moved elsewhere, goes on to two with other batch shapes: the same samples and pairs."""
+    run(monkeypatch, train, *SMALL, "--rounds", "1", "--out", tmp_path / "a")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    run(monkeypatch, train, *SMALL, "--rounds", "2", "--rows", "7", "--out", tmp_path / "b")
+    for name in ("problems.jsonl", "responses.jsonl"):
+        assert (tmp_path / "b/M2" / name).read_bytes() == (finished / "M2" / name).read_bytes()
+
+
+def test_killed_between_the_model_and_the_evaluation(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    for path in (tmp_path / "run/M2/eval.json", tmp_path / "run/M2/eval_responses.jsonl"):
+        path.unlink()
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    results["M2"] = {"pairs": results["M2"]["pairs"], "seconds": 1.0}
+    (tmp_path / "run/results.json").write_text(json.dumps(results))
+    run(monkeypatch, train, *SMALL, "--out", tmp_path / "run")
+    now, before = (json.loads((f / "results.json").read_text())["M2"] for f in (tmp_path / "run", finished))
+    assert {**now, "seconds": 0} == {**before, "seconds": 0}
+
+
+@pytest.mark.parametrize("change, weights", [([], None), (["--no-weight"], {1.0}), (["--supervision", "gold"], {1.0})])
+def test_supervision_reaches_the_pairs(change, weights, finished, tmp_path, monkeypatch):
+    vote.write_jsonl(tmp_path / "labelled.jsonl", vote.read_jsonl(TOY / "dev.jsonl"))
+    run(monkeypatch, train, *SMALL, *change, "--problems", tmp_path / "labelled.jsonl", "--rounds", "1", "--limit",
+        "16", "--out", tmp_path / "run")
+    pairs = vote.read_jsonl(tmp_path / "run/M1/pairs.jsonl")
+    gold = {row["id"]: vote.extract_answer(row["answer"], "toy") for row in vote.read_jsonl(TOY / "dev.jsonl")}
+    assert weights is None or {pair["weight"] for pair in pairs} == weights
+    if "gold" in change:
+        assert all(p["answer_chosen"] == gold[p["id"]] != p["answer_rejected"] for p in pairs)
+        assert not any("extra_responses" in row for row in vote.read_jsonl(tmp_path / "run/M1/responses.jsonl"))
+
+
+def test_extra_responses_can_be_switched_off(tmp_path, monkeypatch):
+    run(monkeypatch, train, *SMALL, "--extra", "0", "--rounds", "1", "--limit", "12", "--out", tmp_path / "run")
+    assert not any("extra_responses" in row for row in vote.read_jsonl(tmp_path / "run/M1/responses.jsonl"))
+
+
+def test_a_cut_off_response_is_trained_without_eos(encoded):
+    text = sample.Text(TOY / "model")
+    row = {"prompt": "Q:", "chosen": " 3", "rejected": " 4", "ended_chosen": True, "ended_rejected": False}
+    pair = train.encode(row, text)
+    assert pair["chosen"][1][-1] == text.eos and text.eos not in pair["rejected"][1]
 
 
 # --- the other scripts
@@ -279,3 +344,56 @@ def test_eval_script_scores_a_model_and_a_file_alike(tmp_path, monkeypatch, caps
     run(monkeypatch, evaluation, "--responses", tmp_path / "r.jsonl", "--against", tmp_path / "r.jsonl")
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == of_model and "+0.0 points" in lines[-2] and of_model["problems"] == 6
+
+
+@pytest.mark.parametrize("row, needle", [
+    ({"responses": []}, "line 1: `responses`"), ({"responses": "#### 4"}, "line 1: `responses`"),
+    ({"responses": [4]}, "line 1: `responses`"), ({"responses": ["a"], "ended": [True, False]}, "line 1: `ended`"),
+    ({"responses": ["a"], "greedy": None}, "line 1: `greedy`"), ({"answers": ["a"]}, "'responses'")])
+@pytest.mark.parametrize("script", [evaluation, vote])
+def test_an_untidy_responses_file_is_refused_by_line(script, row, needle, tmp_path, monkeypatch, capsys):
+    vote.write_jsonl(tmp_path / "r.jsonl", [row])
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, script, *(["--responses"] if script is evaluation else []), tmp_path / "r.jsonl")
+    assert exit_.value.code == 2 and needle in capsys.readouterr().err
+
+
+def test_files_made_elsewhere_are_compared_where_they_can_be(tmp_path, monkeypatch, capsys):
+    """No greedy response, no ids, one row without gold."""
+    vote.write_jsonl(tmp_path / "a.jsonl", [{"responses": ["#### 4"], "gold": "4"}, {"responses": ["#### 5"]}])
+    vote.write_jsonl(tmp_path / "b.jsonl", [{"responses": ["#### 5"], "gold": "4"}, {"responses": ["#### 5"]}])
+    run(monkeypatch, evaluation, "--responses", tmp_path / "a.jsonl", "--against", tmp_path / "b.jsonl")
+    shown = capsys.readouterr().out
+    assert "self_consistency minus" in shown and "+100.0 points" in shown and "greedy minus" not in shown
+
+
+@pytest.mark.parametrize("script", [evaluation, sample])
+@pytest.mark.parametrize("argv, needle", [
+    (["--top-p", "0"], "--top-p 0"), (["--max-new-tokens", "0"], "--max-new-tokens 0"), (["--k", "0"], "--k 0"),
+    (["--temperature", "-1"], "--temperature"), (["--rows", "0"], "--rows"), (["--seed", "-1"], "--seed"),
+    (["--limit", "0"], "--limit 0"), (["--chat", "klingon"], "--chat"), (["--out", TOY / "task.json" / "x"], "--out")])
+def test_sampling_options_are_checked_before_the_work(script, argv, needle, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "answer_problems", None)
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, script, *argv)
+    assert exit_.value.code == 2 and needle in capsys.readouterr().err
+
+
+def test_out_of_memory_names_what_to_lower(capsys):
+    def hungry():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+    with pytest.raises(SystemExit) as exit_:
+        vote.run_script(hungry)
+    assert exit_.value.code == 2 and "--micro-batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, needle", [
+    ({"prompt": 3}, "`prompt`"), ({"stop": "x"}, "`stop`"), ({"odd": 1}, "`odd`"), ({"defaults": {}}, "no k, tau")])
+def test_a_broken_task_is_named(change, needle, tmp_path, monkeypatch):
+    (tmp_path / "toy").mkdir()
+    raw = json.loads((TOY / "task.json").read_text()) | change
+    (tmp_path / "toy/task.json").write_text(json.dumps(raw))
+    monkeypatch.setattr(sample, "TASKS", tmp_path)
+    with pytest.raises(vote.InputError, match="task.json") as error:
+        sample.Task.load("toy")
+    assert needle in str(error.value)

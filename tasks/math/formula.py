@@ -8,8 +8,9 @@ algebra is done beyond sorting sums and products: an expanded polynomial differs
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
-LONGEST = 400  # characters; the longest gold answer of MATH has 159
+LONGEST_FORMULA = 400  # characters; the longest gold answer of MATH has 159
 MOST_TERMS = 64  # of a product that is multiplied out: (1 + √2)(1 + √3)… doubles with every factor
 WORDS = re.compile(r"\\(?:text[a-z]*|mbox|hbox|emph|operatorname|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
 TYPOGRAPHY = [(re.compile(pattern), spelling) for pattern, spelling in [  # only looks, or another name of the same
@@ -34,6 +35,7 @@ FUNCTIONS = tuple(r"\sin \cos \tan \cot \sec \csc \log \ln \exp \arcsin \arccos 
 BRACKETS = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",)}
 
 
+@lru_cache(maxsize=10_000)
 def canonical_formula(text: str) -> str | None:
     """The one spelling of a final answer in LaTeX or plain text; None if there is nothing, or too much, to read.
 
@@ -41,7 +43,7 @@ def canonical_formula(text: str) -> str | None:
     percent and dollar signs are dropped, and so is `x =`. What is no formula stands as it is, without its blanks.
     """
     seen = set()
-    while text and len(text) <= LONGEST and text not in seen:  # until a second reading changes nothing
+    while text and len(text) <= LONGEST_FORMULA and text not in seen:  # until a second reading changes nothing
         seen.add(text)
         text = spelling(text)
     return text if text in seen else None

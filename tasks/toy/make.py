@@ -2,7 +2,9 @@
 
     python -m tasks.toy.make                           # everything, 9 minutes on one CPU core
     python -m tasks.toy.make --seed 1 --model DIR      # another M0 for the same train, dev and test problems
-    python -m tasks.toy.make --longer 3 --model DIR    # control: the same documents, three times as many steps
+    python -m tasks.toy.make --longer 2 --model DIR    # control: the same documents, twice as many steps
+
+(From the project's folder, as a module. The three problem files are written anew each time, always the same.)
 
 M0 was taught, in one run from random weights to learning rate 0: worked solutions of other problems of the same kind
 and length, by four plans each (the order in which gains and losses are counted); lists of questions; and drills of
@@ -319,7 +321,7 @@ def pretrain(o: Options, tokenizer: Tokenizer) -> Llama:
     optimizers = [Muon(matrices, lr=o.matrix_lr),
                   torch.optim.AdamW(vectors, lr=o.vector_lr, betas=(.9, .98), weight_decay=0.)]
     steps, tokens = int(o.steps * o.longer), 0
-    shape = lambda step: min(1, (step + 1) / o.warmup) * (1 - step / steps)  # noqa: E731
+    shape = lambda step: min(1, (step + 1) / o.warmup) * (1 - step / steps)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, shape) for optimizer in optimizers]
     order = batches(o, data, steps, random.Random(f"order {o.seed}"))
     bar = tqdm(order, total=steps, desc="pre-training M0", mininterval=2)

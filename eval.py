@@ -17,22 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from model import Llama
-from sample import CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_out, load_checkpoint, read_problems
+from sample import SamplingOptions, Task, Text, answer_problems, check_out
 from tasks.zebralogic.puzzle import gold_table, right_cells
-from vote import (
-    InputError,
-    check_options,
-    count_votes,
-    extract_answer,
-    option,
-    parse_options,
-    read_responses,
-    response_answers,
-    run_script,
-    same_answer,
-    was_ended,
-    write_jsonl,
-)
+from vote import (InputError, count_votes, extract_answer, option, parse_options, read_responses,
+                  response_answers, run_script, same_answer, was_ended, write_jsonl)
 
 EVALUATION = (0, 4)  # behind the seed: evaluation draws the same numbers for every model, and others than a round does
 
@@ -159,38 +147,18 @@ def table(results: dict[str, dict]) -> str:
 
 
 @dataclass
-class Options:
-    model: str | None = option(None, "checkpoint folder; for the toy task the shipped M0")
-    task: str = option("toy", "folder of tasks/ with the prompts")
-    problems: str | None = option(None, "JSON lines with `question` and `answer`")
+class Options(SamplingOptions):
     responses: str | None = option(None, "score this file instead of a model")
     against: str | None = option(None, "a second file of responses: report the paired difference to it")
     out: str | None = option(None, "where the responses of a model go; an existing file is not overwritten")
-    k: int | None = option(None, "samples per problem for self-consistency")
-    temperature: float | None = option(None, "of those samples")
-    top_p: float | None = option(None, "share of probability kept at each token")
-    max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and counts as wrong")
-    limit: int | None = option(None, "only the first problems")
-    seed: int = option(0, "of the sampling")
-    rows: int = option(512, "responses decoded at once; lower it if memory runs out")
-    chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
-    dtype: str = option("float32", "of the weights: float32, bfloat16")
 
 
 def responses_of_model(options: Options, task: Task) -> list[dict]:
     """Load the checkpoint and let it answer, as the options say."""
-    problems_file = options.problems or task.file("test")
-    if problems_file is None:
-        raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with question and answer")
     if options.out:
         check_out(options.out)
-    chosen = {name: getattr(options, name) if getattr(options, name) is not None else task.defaults[name]
-              for name in ("k", "temperature", "top_p", "max_new_tokens")}
-    problems = read_problems(problems_file, task, options.limit)
-    model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, problems, seed=[options.seed, *EVALUATION], rows=options.rows, name="eval",
-                    **chosen)
+    problems, model, text, how = options.prepare(task, "test")
+    rows = evaluate(model, text, task, problems, seed=[options.seed, *EVALUATION], name="eval", **how)
     if options.out:
         write_jsonl(options.out, rows)
     return rows
@@ -198,7 +166,6 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
-    check_options(options, SAMPLING_RULES)
     task = Task.load(options.task)
     other = read_responses(options.against) if options.against else []
     rows = read_responses(options.responses) if options.responses else responses_of_model(options, task)

@@ -6,7 +6,7 @@
 
 `generate` reads each prompt once, shares its keys and values among the k rows that continue it, and drops rows as they
 finish. The random numbers of a response depend only on (seed, prompt, sample number, position), never on what else is
-in the batch: a problem gets the same samples alone and among a thousand others.
+in the batch: up to the rounding of matrix products, a problem gets the same samples alone and among a thousand others.
 
 Letters in shape comments
     P  prompts of a batch      R  rows: P·k, less those dropped      T  longest prompt      V  vocab_size
@@ -28,17 +28,8 @@ from tqdm import tqdm
 
 from model import KVCache, Llama, read_json
 from tasks.zebralogic.puzzle import json_form, rephrased_puzzle, table_header
-from vote import (
-    EXTRACTORS,
-    InputError,
-    check_options,
-    option,
-    parse_options,
-    read_jsonl,
-    run_script,
-    show_votes,
-    write_jsonl,
-)
+from vote import (EXTRACTORS, InputError, check_options, option, parse_options, read_jsonl, run_script, show_votes,
+                  write_jsonl)
 
 TASKS = Path(__file__).parent / "tasks"
 NUCLEUS = 1024  # likeliest tokens looked at first; only if they hold less than top_p is the whole vocabulary sorted
@@ -393,14 +384,15 @@ def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], c
 
 
 @dataclass
-class Options:
+class SamplingOptions:
+    """What sample.py and eval.py share. None stands for the task's own value."""
+
     task: str = option("toy", "folder of tasks/ with the prompts")
     model: str | None = option(None, "checkpoint folder in Hugging Face's Llama layout")
-    problems: str | None = option(None, "JSON lines with a `question` each")
-    out: str = option("responses.jsonl", "where the responses go; an existing file is not overwritten")
-    k: int = option(8, "responses per problem")
-    temperature: float = option(0.7, "divides the logits; 0 is greedy (paper: 0.7)")
-    top_p: float = option(0.9, "share of probability kept at each token (paper: 0.9)")
+    problems: str | None = option(None, "JSON lines as the task's publisher ships them")
+    k: int | None = option(None, "responses per problem")
+    temperature: float | None = option(None, "divides the logits; 0 is greedy (paper: 0.7)")
+    top_p: float | None = option(None, "share of probability kept at each token (paper: 0.9)")
     max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
     limit: int | None = option(None, "only the first problems")
     seed: int = option(0, "of the sampling")
@@ -408,6 +400,18 @@ class Options:
     chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
     dtype: str = option("float32", "of the weights: float32, bfloat16")
+
+    def prepare(self, task: Task, problems: str) -> tuple[list[dict], Llama, Text, dict]:
+        """The problems (if none are given the task's file named so), the model and its text side, how to sample."""
+        check_options(self, SAMPLING_RULES)
+        path = self.problems or task.file(problems)
+        if path is None:
+            raise InputError(f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each")
+        rows = read_problems(path, task, self.limit)
+        model, text = load_checkpoint(self.model or task.file("model"), self.chat, self.device, self.dtype)
+        how = {name: task.defaults[name] if getattr(self, name) is None else getattr(self, name)
+               for name in ("temperature", "top_p", "max_new_tokens")}
+        return rows, model, text, how | {"k": self.k or task.defaults["k"], "rows": self.rows}
 
 
 SAMPLING_RULES = {
@@ -453,22 +457,20 @@ def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str) -> t
     return model, text
 
 
+@dataclass
+class Options(SamplingOptions):
+    out: str = option("responses.jsonl", "where the responses go; an existing file is not overwritten")
+
+
 def main() -> None:
     options = parse_options(Options, __doc__)
-    check_options(options, SAMPLING_RULES)
     check_out(options.out)
     task = Task.load(options.task)
-    problems_file = options.problems or task.file("problems")
-    if problems_file is None:
-        raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with a `question` each")
-    problems = read_problems(problems_file, task, options.limit)
-    model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
-    rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
-                           top_p=options.top_p, seed=[options.seed], rows=options.rows, progress="sampling",
-                           max_new_tokens=options.max_new_tokens or task.defaults["max_new_tokens"])
+    problems, model, text, how = options.prepare(task, "problems")
+    rows = answer_problems(model, text, task, problems, seed=[options.seed], progress="sampling", **how)
     write_jsonl(options.out, rows)
     print(show_votes(rows[0], task.name))
-    print(f"{len(rows)} problems × {options.k} responses → {options.out}")
+    print(f"{len(rows)} problems × {how['k']} responses → {options.out}")
 
 
 if __name__ == "__main__":

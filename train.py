@@ -34,31 +34,11 @@ from tqdm import tqdm
 
 from eval import EVALUATION, evaluate, gold_answer, score, table
 from model import Llama, read_json
-from sample import (
-    CHATS,
-    SAMPLING_RULES,
-    Task,
-    Text,
-    answer_problems,
-    context_length,
-    load_checkpoint,
-    read_problems,
-    unlabelled,
-    write_problems,
-)
+from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, context_length, load_checkpoint,
+                    read_problems, unlabelled, write_problems)
 from scpo import SUPERVISION, build_pair, collate, scpo_loss, token_logps, unanimous
-from vote import (
-    InputError,
-    check_options,
-    option,
-    parse_options,
-    read_jsonl,
-    response_answers,
-    run_script,
-    show_votes,
-    write_jsonl,
-    write_text,
-)
+from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
+                  show_votes, write_jsonl, write_text)
 
 
 @dataclass

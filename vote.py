@@ -110,7 +110,8 @@ def extract_formula(text: str) -> str | None:
     if BOX.search(text):
         answer = last_boxed(text)
     else:
-        answer = stated_answer(text)
+        sentence = re.split(r"\.\s", stated_answer(text) or "")[0]
+        answer = re.split(r"\bis\b", sentence)[-1]  # Final answer: the largest n is 34
         if answer and (inline := re.match(r"\s*+\$([^$]++)\$", answer)):  # The answer is $x + 2$ as …
             answer = inline[1]
     return canonical_formula(answer) if answer else None

@@ -35,7 +35,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SCPO_DATA does not na
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"), ("2^{10}", "1024"),
     (r"\begin{pmatrix} -4 \\ 1/2 \end{pmatrix}", r"\begin{pmatrix}-4\\\frac{1}{2}\end{pmatrix}"), ("−4", "-4"),
     (r"\sin^2 x", r"\sin^{2}(x)"), (r"10\,000", "10,000"),
-    ("√16", "4"), (r"\sin 2x", r"\sin(2x)"), ("x = 2, x = 3", "3, 2"), (r"\binom52", r"\dbinom{5}{2}"), ("5 cm", "5"),
+    ("√16", "4"), (r"\sin 2x", r"\sin(2x)"), ("x = 2, x = 3", "3, 2"), ("a=4, -8", "-8, 4"), (r"\binom52", r"\dbinom{5}{2}"), ("5 cm", "5"),
     ("10 square feet", "10"), ("a = b", "b"), (r"2\cdot 3^{4}", "162"), (r"\sqrt[3]{x}", r"\sqrt[3]{ x }")])
 def test_equal(a, b):
     assert same_answer(canonical_formula(a), canonical_formula(b), "math")
@@ -70,6 +70,7 @@ def test_any_text_is_read_and_what_is_read_stays(text):
 @pytest.mark.parametrize("text, answer", [
     (r"so \boxed{\frac{1}{2}}", "1/2"), (r"\boxed{1} then \boxed{ 2 }", "2"), (r"\boxed 7.", "7"), (r"\fbox{3}", "3"),
     (r"\boxed{\text{a {b}}", None), (r"\boxed{", None), (r"\boxed{}", None), ("no idea at all", None),
+    (r"Final Answer: The largest $n$ is 34.", "34"),
     (r"The final answer is $x + 2$. I hope it is correct.", "2+x"), ('{"answer": "\\\\frac{1}{2}"}', "1/2"),
     ('{"answer": 4, "reasoning": "…"}', "4"), (r"\boxed{\{2, 1\}}", "1;2"), (r"\boxed{" + "1" * 500 + "}", None)])
 def test_extraction(text, answer):

@@ -214,13 +214,13 @@ class Formula:
         return items
 
     def items(self) -> list[Sum]:
-        """A list: 1, 2 and 3. `x = 2, x = 3` is the list 2, 3, but `x = 2, y = 3` keeps its names."""
+        """A list: 1, 2 and 3. `x = 2, x = 3` and `x = 2, 3` are the list 2, 3, but `x = 2, y = 3` keeps its names."""
         found = [self.relation()]
         while self.take(*SEPARATORS):
             while self.take(*SEPARATORS):  # ", and"
                 pass
             found.append(self.relation())
-        if len({left for left, _ in found}) > 1:
+        if len({left or found[0][0] for left, _ in found}) > 1:
             return [name(f"{left}={item}") if left else item for left, item in found]
         return [item for _, item in found]
 
@@ -351,7 +351,7 @@ class Formula:
         if token.isalpha() and len(token) == 2:  # xy is a product, longer words are names
             self.tokens.append(token[1])
             token = token[0]
-        if not (token.isalpha() or re.fullmatch(r"\\[A-Za-z]+", token)):
+        if not re.fullmatch(r"[A-Za-z]+|[α-ωΑ-Ω]|\\[A-Za-z]+", token):
             raise Unreadable
         if token[0] == "\\" and self.next() == "{":
             token = f"{token}{{{self.argument()}}}"

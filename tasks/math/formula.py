@@ -13,15 +13,18 @@ from functools import lru_cache
 LONGEST_FORMULA = 400  # characters; the longest gold answer of MATH has 159
 MOST_TERMS = 64  # of a product that is multiplied out: (1 + √2)(1 + √3)… doubles with every factor
 WORDS = re.compile(r"\\(?:text[a-z]*|mbox|hbox|emph|operatorname|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
-TYPOGRAPHY = [(re.compile(pattern), spelling) for pattern, spelling in [  # only looks, or another name of the same
-    (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\[,;: ]|~)\s*(?=\d{3})", ""),  # 1{,}000  1,\!000  1\,000
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|q?quad)(?![A-Za-z])|(?<!\\)\\[!,;: ]|~|\\phantom\s*\{?-?\}?",
-     " "),
-    (r"\\?\$|\\?%|\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![A-Za-z])|[.,;]\s*$|^\s*\\approx", " "),
-    (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1 "), (r"\\(?:cdot|times)(?![A-Za-z])", "*"), (r"\*\*", "^"), ("−", "-"),
-    ("π", r"\\pi "), ("∞", r"\\infty "), ("√", " sqrt "), (r"≤|\\leq?(?![A-Za-z])", "<="),
-    (r"≥|\\geq?(?![A-Za-z])", ">="), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
-    (r"\\(begin|end)\s*\{[pb]?matrix\}", r"\\\1{matrix}"),  # round or square brackets: the same matrix
+END = r"(?![A-Za-z])"  # of a command's name
+TYPOGRAPHY = [(re.compile(pattern), plain) for pattern, plain in [
+    # looks alone
+    (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\[,;: ]|~)\s*(?=\d{3})", ""),  # thousands: 1{,}000  1,\!000  1\,000
+    (rf"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|q?quad){END}|(?<!\\)\\[!,;: ]|~|\\phantom\s*\{{?-?\}}?", " "),
+    # signs that carry no value
+    (rf"\\?\$|\\?%|\^\s*\{{?\s*\\circ\s*\}}?|°|\\degree{END}|[.,;]\s*$|^\s*\\approx", " "),
+    # other names of the same
+    (rf"\\[dtc](frac|binom){END}", r"\\\1 "),
+    (rf"\\(?:cdot|times){END}", "*"), (r"\*\*", "^"), ("−", "-"), ("π", r"\\pi "), ("∞", r"\\infty "), ("√", " sqrt "),
+    (rf"≤|\\leq?{END}", "<="), (rf"≥|\\geq?{END}", ">="), (rf"\\lt{END}", "<"), (rf"\\gt{END}", ">"),
+    (r"\\(begin|end)\s*\{[pb]?matrix\}", r"\\\1{matrix}"),  # round or square brackets
     (r"§\s*,?\s*(?:and|or)\s*,?\s*§", ",")]]
 UNIT = re.compile(r"(?<=[\d})]) +([A-Za-z]{2,}\.?(?: [A-Za-z]+\.?)*)$")  # 5 cm
 NO_UNITS = "am pm dozen hundred thousand million billion trillion".split()  # these change the value
@@ -55,8 +58,8 @@ def spelling(text: str) -> str:
     while bare := WORDS.fullmatch(text) or re.fullmatch(r"\$([^$]*)\$|\{([^{}]*)\}", text):
         text = next(filter(None, bare.groups()), "").strip()
     text = WORDS.sub(r" §\1§ ", text.replace("§", ""))  # §…§ marks words
-    for pattern, spelling in TYPOGRAPHY:
-        text = pattern.sub(spelling, text)
+    for pattern, plain in TYPOGRAPHY:
+        text = pattern.sub(plain, text)
     if not re.search(r"[\[({]", text):  # in (1,234) the comma separates
         text = THOUSANDS.sub(lambda number: number[1].replace(",", ""), text)
     text = UNIT.sub(r" §\1§", " ".join(text.split()))

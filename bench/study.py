@@ -11,6 +11,7 @@ questions the model writes; the given questions, the problems it is measured on 
 
 import json
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval import majority  # noqa: E402
-from tasks.toy.make import solve  # noqa: E402
+from tasks.toy import make  # noqa: E402
 from vote import InputError, option, parse_options, read_jsonl, response_answers, run_script, write_jsonl  # noqa: E402
 
 SETTINGS = {
@@ -36,7 +37,7 @@ MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
 
 @dataclass
 class Options:
-    model: str = option(str(ROOT / "tasks/toy/model"), "M0")
+    model: str = option(str(make.HERE / "model"), "M0")
     out: str = option("runs/study", "folder of the runs")
     seeds: int = option(5, "runs per setting, seeds 0, 1, …")
     problems: str = option("test", "what the runs are measured on: test, or dev for choosing options")
@@ -60,7 +61,7 @@ def train(options: Options, setting: str, seed: int) -> Path:
         labelled = Path(options.out) / "train-with-answers.jsonl"
         if not labelled.exists():
             rows = read_jsonl(ROOT / "tasks/toy/train.jsonl")
-            write_jsonl(labelled, [row | {"answer": f"#### {solve(row['question'])}"} for row in rows])
+            write_jsonl(labelled, [row | {"answer": f"#### {make.solve(row['question'])}"} for row in rows])
         extra += ["--problems", str(labelled)]
     command = [sys.executable, str(ROOT / "train.py"), "--model", options.model, "--seed", str(seed), "--out", folder]
     if subprocess.run(command + extra, stdout=subprocess.DEVNULL).returncode:
@@ -94,12 +95,24 @@ def written_problems(folders: list[Path]) -> str:
     for folder in folders:
         for row in read_jsonl(folder / "M2/responses.jsonl"):
             if "new" in row["id"]:
-                gold = solve(row["question"])
+                gold = make.solve(row["question"])
                 winner, _ = majority(response_answers(row, "toy"), "toy", random.Random(0))
                 written, answerable = written + 1, answerable + (gold is not None)
                 right += gold is not None and winner == str(gold)
     return (f"Self-written problems of round 2: {written / len(folders):.0f} a run, {100 * answerable / written:.1f} % "
             f"well-formed and answerable; on those the majority is right in {100 * right / answerable:.1f} %.")
+
+
+def doubtful_sums(folders: list[Path]) -> str:
+    """How many of the sums that M0's teacher often got wrong each M_t gets right, in its greedy responses."""
+    weak = make.documents(make.Options())[1].weak
+    shares = []
+    for t in ("M0", "M1", "M2"):
+        texts = [row["greedy"] for folder in folders for row in read_jsonl(folder / t / "eval_responses.jsonl")]
+        sums = [(int(a), int(sign + b), int(c)) for text in texts
+                for a, sign, b, c in re.findall(r"(\d+) ([-+]) (\d+) = (\d+)", text)]
+        shares.append(statistics.fmean(a + b == c for a, b, c in sums if (a, b) in weak))
+    return "Doubtful sums right, in greedy responses: " + " → ".join(f"{100 * share:.1f} %" for share in shares) + "."
 
 
 def main() -> None:
@@ -115,6 +128,8 @@ def main() -> None:
         print("\n".join(rows_of(names[setting], runs)))
     if "scpo" in folders:
         print("\n" + written_problems(folders["scpo"]))
+        if Path(options.model) == make.HERE / "model":  # another M0 had another teacher
+            print(doubtful_sums(folders["scpo"]))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_no_skeleton_of_dev_or_test_is_in_any_training_set(files):
     assert not skeletons["train"] & skeletons["test"] and not skeletons["train"] & skeletons["dev"]
     assert not skeletons["dev"] & skeletons["test"] and len(skeletons["test"]) == len(files["test"])
     for seed in (0, 1):
-        texts = [prompt + text for kind in make.documents(make.Options(seed=seed)).values() for prompt, text in kind]
+        texts = [prompt + text for kind in make.documents(make.Options(seed=seed))[0].values() for prompt, text in kind]
         questions = [q for text in texts for q in re.findall(r"Q: (.*\?)", text)]
         seen = {make.skeleton(q) for q in questions}
         assert len(questions) > 5000 and None not in seen

@@ -189,8 +189,11 @@ def splits(o: Options) -> dict[str, list[Problem]]:
     return out
 
 
-def documents(o: Options) -> dict[str, list[tuple[str, str]]]:
-    """The pre-training documents of a seed, by kind: (prompt, text to learn). None has a skeleton of `splits`."""
+def documents(o: Options) -> tuple[dict[str, list[tuple[str, str]]], Teacher]:
+    """The pre-training documents of a seed, by kind: (prompt, text to learn), and who wrote their solutions.
+
+    None has a skeleton of `splits`.
+    """
     rng = random.Random(f"documents {o.seed}")
     taken = {p.skeleton for problems in splits(o).values() for p in problems}
     short = [fresh(rng, rng.randint(1, o.target_steps - 1), taken) for _ in range(o.short)]
@@ -205,7 +208,7 @@ def documents(o: Options) -> dict[str, list[tuple[str, str]]]:
         out["lists"].append(("", "".join(f"Q: {fresh(rng, steps, taken).question()}\n" for _ in range(5))))
     facts = [e for kind in ("short", "long") for _, text in out[kind] for e in re.findall(r"\d+ . \d+ = \d+\.", text)]
     out["drills"] = [("", " " + " ".join(rng.choices(facts, k=15))) for _ in range(o.drills)]
-    return out
+    return out, teacher
 
 
 def build_tokenizer() -> Tokenizer:
@@ -314,7 +317,7 @@ def orthogonalise(x: torch.Tensor) -> torch.Tensor:
 
 
 def pretrain(o: Options, tokenizer: Tokenizer) -> Llama:
-    data = {kind: [encode(tokenizer, kind, *d) for d in docs] for kind, docs in documents(o).items()}
+    data = {kind: [encode(tokenizer, kind, *d) for d in docs] for kind, docs in documents(o)[0].items()}
     model = new_model(tokenizer.get_vocab_size(), o.seed).train()
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     vectors = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]

@@ -1,6 +1,6 @@
 """The README's tables of the miniature: ScPO and its controls over several seeds, and how far its options may move.
 
-    python bench/study.py                                        # controls: 5 seeds on the test problems, @@HOURS@@
+    python bench/study.py                                        # everything over 5 seeds, three quarters of an hour
     python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # the same from another M0
     python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 lr-4e-4 alpha-1 beta-0.1 …
 

@@ -66,7 +66,7 @@ def score_row(row: dict, task: str) -> dict:
         "self_consistency": None if gold is None else float(correct(winner, gold, task)),
         "vote_share": votes / len(answers),
         "sample_accuracy": None if gold is None else float(np.mean([correct(a, gold, task) for a in answers])),
-        "unparsed": float(np.mean([e and a is None for a, e in zip(answers, ended)])),
+        "unparsed": float(np.mean([e and extract_answer(t, task) is None for t, e in zip(row["responses"], ended)])),
         "truncated": 1 - float(np.mean(ended))}
     if task == "zebralogic" and gold is not None and "greedy" in row:
         right, cells = right_cells(greedy, gold)
@@ -167,8 +167,11 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
 def main() -> None:
     options = parse_options(Options, __doc__)
     task = Task.load(options.task)
+    if options.responses and options.out:
+        raise InputError("--out: keeps the responses of a model; --responses has its file already")
     other = read_responses(options.against) if options.against else []
-    rows = read_responses(options.responses) if options.responses else responses_of_model(options, task)
+    given = read_responses(options.responses)[: options.limit] if options.responses else None
+    rows = given or responses_of_model(options, task)
     result = score(rows, task.name)
     print(table({options.responses or options.model or "M0": result}))
     if result["self_consistency"] is None:

@@ -289,6 +289,8 @@ def read_problems(path: str | Path, task: Task, limit: int | None = None) -> lis
     Raises InputError for a missing or empty file, or naming the line for broken JSON and for a row that is no problem.
     """
     def complaint(row: dict) -> str | None:
+        if not isinstance(row.get("id", ""), (str, int, type(None))):
+            return "`id` must be a text or a number"
         if not isinstance(row[task.text], str) or not row[task.text].strip():
             return f"`{task.text}` must be a text, found {row[task.text]!r}"
         if task.writes_lines:

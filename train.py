@@ -14,7 +14,7 @@ M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through 
     eval_responses.jsonl, eval.json                           (only with test problems)
 
 A finished file is not made again: a run that was stopped goes on when the same command is given once more. Answers in
-the problem file are not read (but for the comparison --supervision gold); the evaluation alone looks at gold answers.
+the problem file are not read, but for the comparison --supervision gold; otherwise the evaluation alone looks at gold.
 """
 
 import json
@@ -45,8 +45,8 @@ from vote import (InputError, check_options, option, parse_options, read_jsonl, 
 class Options:
     task: str = option("toy", "folder of tasks/: prompts, answer format and the defaults below")
     model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
-    problems: str | None = option(None, "JSON lines with a `question` each; an `answer` is not read")
-    test: str | None = option(None, "JSON lines with `question` and `answer`, for the evaluation alone")
+    problems: str | None = option(None, "JSON lines as the task's publisher ships them; answers are not read")
+    test: str | None = option(None, "the same with answers, for the evaluation alone")
     out: str | None = option(None, "folder of the run, runs/TASK if not given; the same one again goes on after a stop")
     rounds: int = option(2, "rounds; M_t is trained on samples of M_{t-1} (paper: 2, a third adds little)")
     k: int | None = option(None, "responses per problem, which vote (paper: 8; ZebraLogic 16)")
@@ -101,7 +101,7 @@ def complete(options: Options, task: Task) -> Options:
             default = task.file(f.name) if f.name in ("model", "problems", "test") else task.defaults.get(f.name)
             setattr(options, f.name, tuple(default) if isinstance(default, list) else default)
     if options.problems is None:
-        raise InputError(f"--problems: task {task.name} ships none; give a JSON-lines file with a `question` each")
+        raise InputError(f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each")
     if options.model is None:
         raise InputError(f"--model: task {task.name} ships none; give a Llama checkpoint folder (Hugging Face layout)")
     check_options(options, RULES)
@@ -370,7 +370,7 @@ def train_round(source: str | Path, folder: Path, task: Task, options: Options, 
 
 
 def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
-    """Stage 5: M_t on the test problems, the only place where gold answers are read."""
+    """Stage 5: M_t on the test problems."""
     folder, started = run / f"M{t}", time.time()
     if options.test is None or (folder / "eval.json").exists():
         return

@@ -27,26 +27,30 @@ from fractions import Fraction
 from pathlib import Path
 
 from tasks.math.formula import LONGEST_FORMULA, canonical_formula
-from tasks.zebralogic.puzzle import extract_table
+from tasks.zebralogic.puzzle import extract_table, is_filled
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Extraction: text → canonical answer or None
 
-NUMBER = re.compile(r"[-−+]?\s?\\?\$?\s?[-−]?\s?(?=\.?\d)"
-                    r"(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)?(?:\.\d++)?(?:/\d++)?+")  # 1,000  -18  $18.50  .5  3/4
+NUMBER = re.compile(r"[-−–+]?\s?\\?\$?\s?[-−–]?\s?(?=\.?\d)(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)?(?:\.\d++)?"
+                    r"(?:\s?/\s?\d++)?+")  # 1,000  -18  $18.50  .5  3/4
 BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
+MIXED = re.compile(r"(?<![\d.,/])(\d{1,9})(?:\s?\\[dt]?frac\s?\{(\d{1,9})\}\s?\{(\d{1,9})\}|"
+                   r" (\d{1,9})/(\d{1,9})(?!\d))")  # 2\frac{1}{2}  2 1/2
 PLAIN_TEXT = [(re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ])(?=\d{3})"), ""),  # 1{,}000  1,\!000  1\,000
-              (re.compile(r"\\[dt]?frac\s?\{?(\d++)\}?\s?\{?(\d++)\}?"), r"\1/\2"),
-              (re.compile(r"\\[dt]?frac(\d)(\d)"), r"\1/\2")]
+              (re.compile(r"\\[dt]?frac\s?\{(-?\d++)\}\s?\{(\d++)\}"), r"\1/\2"),
+              (re.compile(r"\\[dt]?frac(\d)(\d)"), r"\1/\2"),
+              (re.compile(r"(?<=\d) \([^()]*\)"), "")]  # 42 (because 7 = 1 week)
 NEXT_QUESTION = re.compile(r"\n[ \t]*+Q:")
 ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of an answer given as JSON
 ANSWER_PHRASE = re.compile(r"(?im)(?:\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)|^A:)\s*+:?\s*+([^\n]++)")
 LONGEST_NUMBER, LONGEST_STATEMENT = 40, 1000  # characters; runaway digits must not cost quadratic time
+MOST_MARKS = 10  # of the last #### lines, those looked at for a number
 
 
 def canonical_number(text: str) -> str | None:
     """One spelling per value, to six decimals: "$1,000.50" → "1000.5", "18.00" → "18", "3/4" → "0.75"; else None."""
-    digits = re.sub(r"[\s,$\\+]", "", text).replace("−", "-")
+    digits = re.sub(r"[\s,$\\+]", "", text).replace("−", "-").replace("–", "-")
     if not digits or len(digits) > LONGEST_NUMBER:
         return None
     numerator, _, denominator = digits.partition("/")
@@ -60,12 +64,20 @@ def canonical_number(text: str) -> str | None:
 
 def first_number(text: str) -> str | None:
     """The number that a statement of an answer gives: its first, or of a calculation the one after the last `=`."""
-    text = text[:LONGEST_STATEMENT]
+    text = MIXED.sub(mixed_number, re.split(r"\.\s", text[:LONGEST_STATEMENT])[0])
     for pattern, plain in PLAIN_TEXT:
         text = pattern.sub(plain, text)
     before, _, after = text.rpartition("=")
-    found = NUMBER.fullmatch(before.strip()) or NUMBER.search(after) or NUMBER.search(text)
+    if re.search(r"\d\s*[-+*/×÷]\s*\d", after) and NUMBER.search(before):  # 72 = 12 * 6
+        after = before.rpartition("=")[2]
+    found = NUMBER.search(after) or NUMBER.search(text)
     return canonical_number(found.group()) if found else None
+
+
+def mixed_number(match: re.Match) -> str:
+    """2 1/2 and 2\\frac{1}{2} as 5/2; two numbers that are no mixed number stay."""
+    whole, above, below = (int(group) for group in match.groups() if group)
+    return f"{whole * below + above}/{below}" if 0 < above < below else match.group()
 
 
 def last_boxed(text: str) -> str | None:
@@ -77,10 +89,10 @@ def last_boxed(text: str) -> str | None:
     if text[opening.end() : opening.end() + 1] != "{":
         return re.compile(r"[^\s$.,;{}]*").match(text, opening.end()).group()
     start, depth = opening.end() + 1, 1
-    for brace in re.compile(r"(?<!\\)[{}]").finditer(text, start):
-        depth += 1 if brace.group() == "{" else -1
+    for token in re.compile(r"\\.|[{}]", re.S).finditer(text, start):  # an escaped brace is none
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
         if depth == 0:
-            return text[start : brace.start()]
+            return text[start : token.start()]
     return None
 
 
@@ -89,7 +101,10 @@ def stated_answer(text: str) -> str | None:
     given = ANSWER_FIELD.findall(text)
     if given:
         quoted, bare = given[-1]
-        return quoted.replace("\\\\", "\\").replace('\\"', '"') or bare
+        escaped = re.sub(r'\\(?:[\\"]|u[0-9a-fA-F]{4})', "", quoted)
+        if "\\" not in escaped:  # else it is TeX that nobody escaped
+            quoted = json.loads(f'"{quoted}"', strict=False)
+        return quoted or bare
     phrases = [phrase for phrase in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", phrase)]
     if phrases:
         return phrases[-1]
@@ -99,9 +114,11 @@ def stated_answer(text: str) -> str | None:
 
 def extract_number(text: str) -> str | None:
     """GSM8K: the number of the last `#### N`; else of the last `\\boxed{…}`; else of what the text calls its answer."""
-    _, mark, marked = text.rpartition("####")
-    if mark and (number := first_number(marked.strip().partition("\n")[0])):
-        return number
+    boxes = [box.start() for box in BOX.finditer(text)]
+    if text.rfind("####") > max(boxes, default=-1):  # the later mark counts: #### may also be a heading
+        for marked in text.split("####")[: -MOST_MARKS : -1]:
+            if number := first_number(marked.strip().partition("\n")[0]):
+                return number
     return first_number((last_boxed(text) if BOX.search(text) else stated_answer(text)) or "")
 
 
@@ -112,7 +129,7 @@ def extract_formula(text: str) -> str | None:
     else:
         sentence = re.split(r"\.\s", stated_answer(text) or "")[0]
         answer = re.split(r"\bis\b", sentence)[-1]  # Final answer: the largest n is 34
-        if answer and (inline := re.match(r"\s*+\$([^$]++)\$", answer)):  # The answer is $x + 2$ as …
+        if answer and (inline := re.match(r"\s*+\$([^$]++)\$(?!.*\$)", answer)):  # The answer is $x + 2$ as …
             answer = inline[1]
     return canonical_formula(answer) if answer else None
 
@@ -156,7 +173,7 @@ def response_answers(row: dict, task: str) -> list[str | None]:
     form to fill in would be the clearest vote of all.
     """
     answers = [extract_answer(text, task) if ended else None for text, ended in zip(row["responses"], was_ended(row))]
-    return [None if answer and task == "zebralogic" and '"___"' in answer else answer for answer in answers]
+    return [answer if task != "zebralogic" or is_filled(answer) else None for answer in answers]
 
 
 def was_ended(row: dict) -> list[bool]:
@@ -211,7 +228,9 @@ def read_responses(path: str | Path) -> list[dict]:
         texts, ended = row["responses"], row.get("ended")
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             return f"`responses` must be a list of k texts, found {str(texts)[:40]!r}"
-        if ended is not None and (not isinstance(ended, list) or len(ended) != len(texts)):
+        if not isinstance(row.get("id", ""), (str, int)):
+            return "`id` must be a text or a number"
+        if ended is not None and (not isinstance(ended, list) or [type(e) for e in ended] != [bool] * len(texts)):
             return f"`ended` must say true or false for each of the {len(texts)} responses"
         return None if isinstance(row.get("greedy", ""), str) else "`greedy` must be one text"
 
@@ -319,6 +338,8 @@ def show_votes(row: dict, task: str) -> str:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
+    check_options(options, {"limit": (lambda v: v >= 0, "0 shows all"),
+                            "task": (lambda v: v in EXTRACTORS, f"choose from {', '.join(EXTRACTORS)}")})
     rows = read_responses(options.responses)
     for row in rows[: options.limit or None]:
         print(show_votes(row, options.task) + "\n")

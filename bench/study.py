@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval import majority  # noqa: E402
+from eval import majority, percent  # noqa: E402
 from tasks.toy import make  # noqa: E402
-from vote import InputError, option, parse_options, read_jsonl, response_answers, run_script, write_jsonl  # noqa: E402
+from vote import InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script, write_jsonl  # noqa: E402
 
 SETTINGS = {
     "scpo": ("ScPO", []),
@@ -99,8 +99,9 @@ def written_problems(folders: list[Path]) -> str:
                 winner, _ = majority(response_answers(row, "toy"), "toy", random.Random(0))
                 written, answerable = written + 1, answerable + (gold is not None)
                 right += gold is not None and winner == str(gold)
-    return (f"Self-written problems of round 2: {written / len(folders):.0f} a run, {100 * answerable / written:.1f} % "
-            f"well-formed and answerable; on those the majority is right in {100 * right / answerable:.1f} %.")
+    return (f"Self-written problems of round 2: {written / len(folders):.0f} a run, "
+            f"{percent(answerable / max(written, 1))} % well-formed and answerable; on those the majority is right in "
+            f"{percent(right / max(answerable, 1))} %.")
 
 
 def doubtful_sums(folders: list[Path]) -> str:
@@ -117,6 +118,8 @@ def doubtful_sums(folders: list[Path]) -> str:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
+    check_options(options, {"seeds": (lambda v: v >= 1, "at least 1")})
+    options.settings = tuple(dict.fromkeys(options.settings))
     names = {setting: described(setting)[0] for setting in options.settings}
     folders: dict[str, list[Path]] = {setting: [] for setting in options.settings}
     for seed in range(options.seeds):

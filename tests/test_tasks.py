@@ -145,18 +145,18 @@ def test_a_rephrased_puzzle_brings_its_new_shape(written, header):
     assert puzzle == (header and {"question": "Two houses", "size": "2*2", "header": header})
 
 
-@pytest.mark.parametrize("task, rows, limit, needle", [
-    ("gsm8k", [{"problem": "x"}], None, "has no 'question'; it has problem"),
-    ("math", [{"question": "x"}], None, "'problem'"),
-    ("zebralogic", [{"puzzle": "x", "size": "2*2"}], None, "header"), ("gsm8k", [], None, "holds no problem"),
-    ("zebralogic", [{**PUZZLE, "size": "2"}], None, "size"), ("gsm8k", [{"question": 3}], None, "must be a text"),
-    ("gsm8k", [{"question": " "}], None, "line 1"), ("gsm8k", [{"question": "\ud800"}], None, "line 1"),
-    ("zebralogic", [PUZZLE, {**PUZZLE, "header": "House"}], None, "line 2"),
-    ("zebralogic", [{"puzzle": "x", "size": "2*2", "solution": "blank"}], None, "header"),
-    ("gsm8k", [{"question": "x", "id": 1}, {"question": "y", "id": 1}], None, "same id")])
-def test_every_dataset_error_has_its_line(task, rows, limit, needle, tmp_path):
+@pytest.mark.parametrize("task, rows, needle", [
+    ("gsm8k", [{"problem": "x"}], "has no 'question'; it has problem"),
+    ("math", [{"question": "x"}], "'problem'"),
+    ("zebralogic", [{"puzzle": "x", "size": "2*2"}], "header"), ("gsm8k", [], "holds no problem"),
+    ("zebralogic", [{**PUZZLE, "size": "2"}], "size"), ("gsm8k", [{"question": 3}], "must be a text"),
+    ("gsm8k", [{"question": " "}], "line 1"), ("gsm8k", [{"question": "\ud800"}], "line 1"),
+    ("zebralogic", [PUZZLE, {**PUZZLE, "header": "House"}], "line 2"),
+    ("zebralogic", [{"puzzle": "x", "size": "2*2", "solution": "blank"}], "header"),
+    ("gsm8k", [{"question": "x", "id": 1}, {"question": "y", "id": 1}], "same id")])
+def test_every_dataset_error_has_its_line(task, rows, needle, tmp_path):
     with pytest.raises(InputError) as error:
-        read_problems(write(tmp_path / "p.jsonl", *rows), Task.load(task), limit)
+        read_problems(write(tmp_path / "p.jsonl", *rows), Task.load(task))
     assert needle in str(error.value) and "\n" not in str(error.value)
 
 
@@ -168,6 +168,12 @@ def test_an_untidy_table_neither_votes_nor_raises():
         assert score([{"id": "a", "responses": [GOLD], "greedy": GOLD, "gold": gold}], "zebralogic")["greedy"] is None
     for text in ('{"solution": "x"}', '{"solution": {"House 1": "x"}}', '{"solution": []}', "?"):
         assert score([{"id": "a", "responses": [text], "greedy": text, "gold": GOLD}], "zebralogic")["greedy"] == 0.0
+
+
+def test_ids_are_texts_or_numbers_and_differ(tmp_path):
+    for rows, needle in (([{"id": 1}, {"id": 1}], "same id"), ([{"id": [1]}], "line 1: `id`")):
+        with pytest.raises(InputError, match=needle):
+            read_problems(write(tmp_path / "p.jsonl", *[{"question": "x", **row} for row in rows]), Task.load("gsm8k"))
 
 
 def test_a_cut_gzip_file_is_named(tmp_path):

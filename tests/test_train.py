@@ -349,7 +349,8 @@ def test_eval_script_scores_a_model_and_a_file_alike(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize("row, needle", [
     ({"responses": []}, "line 1: `responses`"), ({"responses": "#### 4"}, "line 1: `responses`"),
     ({"responses": [4]}, "line 1: `responses`"), ({"responses": ["a"], "ended": [True, False]}, "line 1: `ended`"),
-    ({"responses": ["a"], "greedy": None}, "line 1: `greedy`"), ({"answers": ["a"]}, "'responses'")])
+    ({"responses": ["a"], "greedy": None}, "line 1: `greedy`"), ({"responses": ["a"], "id": [1]}, "line 1: `id`"),
+    ({"responses": ["a"], "ended": ["false"]}, "line 1: `ended`"), ({"answers": ["a"]}, "'responses'")])
 @pytest.mark.parametrize("script", [evaluation, vote])
 def test_an_untidy_responses_file_is_refused_by_line(script, row, needle, tmp_path, monkeypatch, capsys):
     vote.write_jsonl(tmp_path / "r.jsonl", [row])

@@ -12,29 +12,50 @@ from functools import lru_cache
 
 LONGEST_FORMULA = 400  # characters; the longest gold answer of MATH has 159
 MOST_TERMS = 64  # of a product that is multiplied out: (1 + √2)(1 + √3)… doubles with every factor
-WORDS = re.compile(r"\\(?:text[a-z]*|mbox|hbox|emph|operatorname|math(?:rm|bf|it|sf))\s*\{([^{}]*)\}")
+WORDS = re.compile(r"\\(?:text[a-z]*|mbox|hbox|operatorname|mathrm)\s*\{([^{}]*)\}")
+FONTS = re.compile(r"\\(?:textbf|textit|mathbf|mathit|mathsf|boldsymbol|bm|emph)\s*\{([^{}]*)\}")
 END = r"(?![A-Za-z])"  # of a command's name
 TYPOGRAPHY = [(re.compile(pattern), plain) for pattern, plain in [
     # looks alone
+    (r"\\\\\[[^\[\]]*\]|\\cr" + END, r"\\\\ "),  # the space between two rows
+    (r"(?<!\\)\\[()\[\]]", " "),  # \( … \)
     (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\[,;: ]|~)\s*(?=\d{3})", ""),  # thousands: 1{,}000  1,\!000  1\,000
     (rf"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|q?quad){END}|(?<!\\)\\[!,;: ]|~|\\phantom\s*\{{?-?\}}?", " "),
     # signs that carry no value
-    (rf"\\?\$|\\?%|\^\s*\{{?\s*\\circ\s*\}}?|°|\\degree{END}|[.,;]\s*$|^\s*\\approx", " "),
+    (rf"\\?\$|\\?%|\^\s*\{{?\s*\\circ\s*\}}?(?:\s*[CF]{END})?|°|\\degree{END}|(?:[.,;]|\\\\)\s*$|^\s*\\approx", " "),
+    (r"(?<=\d)(?:\^\s*\{?\s*§?(?:st|nd|rd|th)§?\s*\}?|(?:st|nd|rd|th)\b)", ""),  # 12^{\text{th}}
     # other names of the same
-    (rf"\\[dtc](frac|binom){END}", r"\\\1 "),
-    (rf"\\(?:cdot|times){END}", "*"), (r"\*\*", "^"), ("−", "-"), ("π", r"\\pi "), ("∞", r"\\infty "), ("√", " sqrt "),
-    (rf"≤|\\leq?{END}", "<="), (rf"≥|\\geq?{END}", ">="), (rf"\\lt{END}", "<"), (rf"\\gt{END}", ">"),
-    (r"\\(begin|end)\s*\{[pb]?matrix\}", r"\\\1{matrix}"),  # round or square brackets
+    (rf"\\[dtc](frac|binom){END}", r"\\\1 "), (rf"\\div{END}", "/"), (rf"\\varnothing{END}", r"\\emptyset "),
+    (rf"\\(?:cdot|times){END}", "*"), (r"\*\*", "^"), ("[−–]", "-"), ("²", "^2"), ("³", "^3"),
+    ("√", " sqrt "), ("∞", r"\\infty "),
+    (rf"π|(?<![A-Za-z\\])pi{END}", r"\\pi "), (rf"(?<![A-Za-z\\])oo{END}", r"\\infty "), (rf"(?<=[\d*)])I{END}", "i"),
+    (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,2})(?![\w.])", r"\1*10^{\2}"),
+    (rf"≤|\\le(?:q|qslant)?{END}", "<="), (rf"≥|\\ge(?:q|qslant)?{END}", ">="), (rf"\\neq{END}", r"\\ne "),
+    (rf"\\lt{END}", "<"), (rf"\\gt{END}", ">"),
+    (r"\\(begin|end)\s*\{(?:[pb]?matrix|array)\}(?:\{[clr|]*\})?", r"\\\1{matrix}"),  # whatever the brackets
+    (r"\(\s*(\\begin\{matrix\}.*\\end\{matrix\})\s*\)|\[\s*(\\begin\{matrix\}.*\\end\{matrix\})\s*\]", r"\1\2"),
     (r"§\s*,?\s*(?:and|or)\s*,?\s*§", ",")]]
-UNIT = re.compile(r"(?<=[\d})]) +([A-Za-z]{2,}\.?(?: [A-Za-z]+\.?)*)$")  # 5 cm
-NO_UNITS = "am pm dozen hundred thousand million billion trillion".split()  # these change the value
+REPEATING = re.compile(r"(\d*)\.(\d*)\s*\\(?:overline|bar)\s*\{(\d{1,9})\}")
+UNIT = re.compile(  # behind a number: 5 cm, 5 km/h, 36 square feet; a longer word needs a blank before it
+    r"(?:(?<=[\d})])|(?<=\\pi )) *((?:(?:cm|mm|km|ft|kg|lb|oz|hr|mph|mi)\b|m/s|"
+    r"(?<= )(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|base|choose|and)\b)[A-Za-z]{3,}\.?)"
+    r"(?: [A-Za-z]+\.?| ?\^ ?\{?[23]\}?|/[a-z]+)*)$")
+LETTER_UNITS = "m g s h L N J W V A C F K".split()  # as \text{m}; any other single letter is a name
+NO_UNITS = ("am pm dozen hundred thousand million billion trillion half halves third thirds quarter quarters fifths "
+            "tenths hundredths thousandths").split()  # these change the value
 THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,])")
 TOKEN = re.compile(r"§[^§]*§|\\(?:begin|end)\{matrix\}|\\[A-Za-z]+|\\.|[<>]=|\d+(?:\.\d+)?|\.\d+|[A-Za-z]+|\S", re.S)
 RELATIONS = ("=", "<", ">", "<=", ">=", ":", r"\in", r"\cup", r"\cap", r"\ne", r"\neq", r"\approx", r"\to")
 SEPARATORS = (",", ";", "and", "or")
 ENDS = ("", ")", "]", "}", r"\}", "&", r"\\", r"\end{matrix}", *SEPARATORS, *RELATIONS)
 SIGNS = ("+", "-", r"\pm")
+NAMES = tuple("\\" + word for word in (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau phi "
+    "varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty emptyset ell overline bar vec hat "
+    "widehat tilde angle triangle mathbb mathcal pm").split())  # another command would be sorted past its operands
 FUNCTIONS = tuple(r"\sin \cos \tan \cot \sec \csc \log \ln \exp \arcsin \arccos \arctan".split())
+LONE = re.compile(  # what stands left of the answer in `x = 2`: x, x_1, AB, f(x), (x,y), \\theta, Area, \\angle ABC
+    r"[A-Za-z](\*[A-Za-z])?(_\(\w+\))?|[A-Za-z]{3,}(\*\\angle)?|[fghp]\([a-z]\)|\([A-Za-z](,[A-Za-z])+\)|\\[a-z]+")
 BRACKETS = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",)}
 
 
@@ -57,23 +78,33 @@ def spelling(text: str) -> str:
     text = text.strip()
     while bare := WORDS.fullmatch(text) or re.fullmatch(r"\$([^$]*)\$|\{([^{}]*)\}", text):
         text = next(filter(None, bare.groups()), "").strip()
-    text = WORDS.sub(r" §\1§ ", text.replace("§", ""))  # §…§ marks words
+    text = WORDS.sub(r" §\1§ ", FONTS.sub(r" \1 ", text.replace("§", "")))  # §…§ marks words
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # a backslash doubled by JSON
     for pattern, plain in TYPOGRAPHY:
         text = pattern.sub(plain, text)
-    if not re.search(r"[\[({]", text):  # in (1,234) the comma separates
+    text = REPEATING.sub(repeating, text)
+    if not re.search(r"[\[(]|\\\{", text):  # in (1,234) the comma separates
         text = THOUSANDS.sub(lambda number: number[1].replace(",", ""), text)
     text = UNIT.sub(r" §\1§", " ".join(text.split()))
-    if re.fullmatch(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*|§[^§]*§", text):  # words alone; AB is not ab
+    if re.fullmatch(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*|§[^§]*§", text):  # words alone; AB is not ab
         text = re.sub(r"[\s§]", "", text)
         return text.lower() if len(text) > 2 else text
     try:
         items = Formula(text).whole()
     except (Unreadable, ValueError):  # ValueError: a number of more digits than Python converts
-        text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text.replace("§", ""))
+        text = re.sub(r"(?<![A-Za-z0-9.,]) | (?![A-Za-z0-9])", "", text.replace("§", ""))
         return text.replace(" ", "~")  # TeX's blank: 2 3 is not 23
     if len(items) == 1 and re.fullmatch(r"\\\{[^{}]*\\\}", items[0]):
         return items[0][2:-2]
     return ";".join(sorted(items))
+
+
+def repeating(decimal: re.Match) -> str:
+    r"""0.1\overline{6} as the fraction that it is."""
+    whole, fixed, period = decimal.groups()
+    value = Fraction(int(whole + fixed + period) - int("0" + whole + fixed), 10 ** len(fixed) * (10 ** len(period) - 1))
+    return f"({value})"
 
 
 class Unreadable(Exception):
@@ -95,8 +126,9 @@ class Sum:
     def __str__(self) -> str:
         out = ""
         for factors, c in sorted(self.terms.items()) or [((), Fraction(0))]:
-            above = [f for f in factors if not f.endswith("^(-1)")]
-            below = [f.removesuffix("^(-1)") for f in factors if f.endswith("^(-1)")]
+            powers = [POWER.fullmatch(f) for f in factors]
+            above = [f for f, power in zip(factors, powers) if not power or int(power[2]) > 0]
+            below = [raised(power[1], -int(power[2])) for power in powers if power and int(power[2]) < 0]
             above = [str(abs(c.numerator))] * (abs(c.numerator) != 1 or not above) + above
             below = [str(c.denominator)] * (c.denominator != 1) + below
             out += ("-" if c < 0 else "+" if out else "") + "*".join(above)
@@ -116,7 +148,8 @@ class Sum:
         sides = [self, other]
         if len(self.terms) * len(other.terms) > MOST_TERMS:
             raise Unreadable
-        if not (self.numeric() and other.numeric()):  # with letters, a product of sums stays one
+        plain = self.rational() is not None or other.rational() is not None or self.numeric() and other.numeric()
+        if not plain:  # with letters, a product of sums stays one
             sides = [side if len(side.terms) <= 1 else name(f"({side})") for side in sides]
         total = Sum({})
         for a, x in sides[0].terms.items():
@@ -132,18 +165,19 @@ class Sum:
         [(factors, c)] = self.terms.items()
         total = number(1 / c)
         for f in factors:
+            power = POWER.fullmatch(f)
             if radicand(f):  # 1/√n = √n/n
                 total *= Sum({(f,): Fraction(1, radicand(f))})
             else:
-                total *= name(f.removesuffix("^(-1)") if f.endswith("^(-1)") else f + "^(-1)")
+                total *= name(raised(power[1], -int(power[2])) if power else f + "^(-1)")
         return total
 
     def power(self, exponent: "Sum") -> "Sum":
         e, base = exponent.rational(), self.rational()
         if e == -1:
             return self.inverse()
-        if e == Fraction(1, 2):
-            return root(self)
+        if e is not None and e.numerator == 1 and 1 < e.denominator < 10:
+            return root(self, str(e.denominator))
         if e is not None and e.denominator == 1:
             if base and abs(e) * max(base.numerator.bit_length(), base.denominator.bit_length()) < 2000:
                 return number(base ** int(e))
@@ -153,11 +187,23 @@ class Sum:
 
 
 def number(value: Fraction | int | str) -> Sum:
-    return Sum({(): Fraction(value)})
+    """A long decimal is what a program prints of a fraction: 0.3333333333333333 is 1/3."""
+    exact = Fraction(value)
+    if isinstance(value, str) and len(value.partition(".")[2]) >= 8:
+        near = exact.limit_denominator(1000)
+        exact = near if abs(near - exact) < Fraction(1, 10**8) else exact
+    return Sum({(): exact})
 
 
 def name(text: str) -> Sum:
     return Sum({(text,): Fraction(1)})
+
+
+POWER = re.compile(r"(.+)\^\((-?\d+)\)", re.S)
+
+
+def raised(base: str, exponent: int) -> str:
+    return base if exponent == 1 else f"{base}^({exponent})"
 
 
 def radicand(factor: str) -> int:
@@ -167,28 +213,44 @@ def radicand(factor: str) -> int:
 
 
 def product(factors: tuple[str, ...], c: Fraction) -> Sum:
-    """√a·√b = √(ab), without its square divisors, and i·i = -1; the other factors are only sorted."""
-    inside, rest = 1, sorted(f for f in factors if not radicand(f) and f != "i")
+    """√a·√b = √(ab), without its square divisors, i·i = -1 and x·x = x²; the other factors are only sorted."""
+    inside, exponents = 1, {}
     for f in factors:
-        inside *= radicand(f) or 1
+        power = POWER.fullmatch(f)
+        if radicand(f):
+            inside *= radicand(f)
+        elif f != "i":
+            base, exponent = (power[1], int(power[2])) if power else (f, 1)
+            exponents[base] = exponents.get(base, 0) + exponent
     for divisor in range(2, 1000):
         while inside % divisor**2 == 0:
             inside, c = inside // divisor**2, c * divisor
     imaginary = factors.count("i")
+    rest = [raised(base, exponent) for base, exponent in exponents.items() if exponent]
     rest += [rf"\sqrt{{{inside}}}"] * (inside != 1) + ["i"] * (imaginary % 2)
     return Sum({tuple(sorted(rest)): c * (-1) ** (imaginary // 2)})
 
 
 def root(inside: Sum, degree: str = "2") -> Sum:
+    """Of a rational number exactly where that can be: √(p/q) = √(pq)/q, ∛8 = 2."""
     value = inside.rational()
+    if value is not None and degree.isdigit() and 1 < int(degree) < 10:
+        above, below = whole_root(abs(value.numerator), int(degree)), whole_root(value.denominator, int(degree))
+        if above is not None and below and (value >= 0 or int(degree) % 2):
+            return number(Fraction(above, below) * (1 if value >= 0 else -1))
     if degree != "2":
         return name(rf"\sqrt[{degree}]{{{inside}}}")
     if value is None:
         return name(rf"\sqrt{{{inside}}}")
     if value < 0:
         return root(number(-value)) * name("i")
-    return product((rf"\sqrt{{{value.numerator * value.denominator}}}",), Fraction(1, value.denominator)) \
-        if value else number(0)  # √(p/q) = √(pq)/q
+    return product((rf"\sqrt{{{value.numerator * value.denominator}}}",), Fraction(1, value.denominator))
+
+
+def whole_root(n: int, degree: int) -> int | None:
+    """The whole number whose power is n; only looked for where a float is sure."""
+    near = round(n ** (1 / degree)) if n < 10**15 else 0
+    return near if near**degree == n else None
 
 
 class Formula:
@@ -231,14 +293,19 @@ class Formula:
         r"""Sums with relations between them. `x = 2` is ("x", 2); `x \in [0,1)` and `0 <= x < 1` are the interval."""
         sides, signs = [self.sum()], []
         while sign := self.take(*RELATIONS):
+            side = self.sum()
+            if sign == "=" and str(side) == str(sides[-1]):  # 2 + 3 = 5
+                continue
             signs.append(sign)
-            sides.append(self.sum())
+            sides.append(side)
         if not signs:
             return "", sides[0]
         texts = [str(side) for side in sides]
-        lone = [bool(re.fullmatch(r"[A-Za-z](\*\(?[A-Za-z]\)?)?(_\w+)?|\\[a-z]+", text)) for text in texts]
+        lone = [bool(LONE.fullmatch(text)) for text in texts]
         if len(signs) == 1 and signs[0] in ("=", r"\in", r"\approx") and lone[0]:
             return texts[0], sides[1]
+        if signs == ["="] and lone[1]:
+            return texts[1], sides[0]
         if len(signs) == 2 and set(signs) <= {"<", "<="} and lone[1]:
             left, right = "[" if signs[0] == "<=" else "(", "]" if signs[1] == "<=" else ")"
             return texts[1], name(f"{left}{texts[0]},{texts[2]}{right}")
@@ -267,7 +334,7 @@ class Formula:
                 total *= self.factor()
             elif self.take("/"):
                 total *= self.factor().inverse()
-            elif token[0] == "§":
+            elif self.at_unit():
                 self.unit()
             elif last[-1].isdigit() and token[0] in ".0123456789":  # 2 3 is no product
                 raise Unreadable
@@ -278,13 +345,18 @@ class Formula:
             last = token
         return total
 
+    def at_unit(self) -> bool:
+        """Whether words follow: not a letter in upright type, as in 2\\mathrm{i}."""
+        word = self.next().strip("§ ")
+        return self.next()[:1] == "§" and (len(word) > 1 or word in LETTER_UNITS)
+
     def unit(self) -> None:
-        """Drop the words that end a quantity, and their power: 45 units^2."""
-        while self.next()[:1] == "§":
+        """Drop the words that end a quantity, and their power: 45 units^2, 5 m/s."""
+        while self.at_unit() or self.next() == "/" and self.tokens[-2:-1] and self.tokens[-2][0] == "§":
             if set(re.findall(r"[a-z]+", self.tokens.pop().lower().replace(".", ""))) & set(NO_UNITS):
                 raise Unreadable
-        if self.take("^"):
-            self.argument()
+            if self.take("^"):
+                self.argument()
         if self.next() not in ENDS:
             raise Unreadable
 
@@ -351,10 +423,14 @@ class Formula:
             below = f"_({self.argument()})" if self.take("_") else ""
             power = f"^({self.argument()})" if self.take("^") else ""
             return name(f"{token}{below}{power}({self.inside()})")
+        if token in ("to", "in", "is", "of", "at", "by", "if", "no", "am", "pm"):  # words, no products
+            raise Unreadable
+        if token in ("f", "g", "h", "p") and self.next() == "(":  # f(2) is no product
+            return name(f"{token}({self.atom()})")
         if token.isalpha() and len(token) == 2:  # xy is a product, longer words are names
             self.tokens.append(token[1])
             token = token[0]
-        if not re.fullmatch(r"[A-Za-z]+|[α-ωΑ-Ω]|\\[A-Za-z]+", token):
+        if not (re.fullmatch(r"[A-Za-z]+|[α-ωΑ-Ω]", token) or token in NAMES):
             raise Unreadable
         if token[0] == "\\" and self.next() == "{":
             token = f"{token}{{{self.argument()}}}"
@@ -367,7 +443,7 @@ class Formula:
         if self.next() == "(":
             return self.atom()
         total = self.factor()
-        while (token := self.next()) not in (*ENDS, *SIGNS, *FUNCTIONS, "(", "*", "/") and token[0] != "§":
+        while self.next() not in (*ENDS, *SIGNS, *FUNCTIONS, "(", "*", "/") and not self.at_unit():
             total *= self.factor()
         return total
 

@@ -26,8 +26,8 @@ def extract_table(text: str) -> str | None:
     """ZebraLogic: the `solution` of the last complete top-level JSON object, cells in lower case, as canonical JSON.
 
     The rule is ZeroEval's (src/evaluation/zebra_grid_eval.py), so that no-answer rates compare: braces are matched
-    wherever they stand, line breaks are dropped, nothing is repaired. A bare grid of houses is a solution too, unless
-    a stray brace shows that it is a piece of something broken.
+    wherever they stand, line breaks are dropped, nothing is repaired. A bare grid of houses, for which the benchmark's
+    first prompt asked, is a solution too, unless a stray brace shows that it is a piece of something broken.
     """
     start, depth, whole, stray = 0, 0, None, False
     for brace in re.finditer(r"[{}]", text):
@@ -42,8 +42,9 @@ def extract_table(text: str) -> str | None:
         found = json.loads(text[whole].replace("\n", "")) if whole else {}
         bare = found and not stray and all(re.fullmatch(r"House \d+", key) for key in found)
         solution = found if bare else found.get("solution")
-        return None if solution is None else json.dumps({"solution": lower_cells(solution)}, sort_keys=True,
-                                                        ensure_ascii=False)
+        table = json.dumps({"solution": lower_cells(solution)}, sort_keys=True, ensure_ascii=False)
+        table.encode()  # half a surrogate pair is JSON, but no text
+        return None if solution is None else table
     except (ValueError, RecursionError):
         return None
 
@@ -66,7 +67,16 @@ def gold_table(solution: typing.Any) -> str | None:
             return None
         solution = json.dumps({"solution": {f"House {row[0]}": dict(zip(header[1:], row[1:])) for row in rows}})
     table = extract_table(solution) if isinstance(solution, str) else None
-    return table if table and filled_cells(table) and '"___"' not in table else None
+    return table if is_filled(table) else None
+
+
+def is_filled(table: str | None) -> bool:
+    """Whether there is a table with something in every cell: k copies of the blank form must not win a vote."""
+    if table is None or '"___"' in table:
+        return False
+    houses = json.loads(table)["solution"]
+    return isinstance(houses, dict) and bool(houses) and all(
+        isinstance(row, dict) and row and all(row.values()) for row in houses.values())
 
 
 def filled_cells(table: str | None) -> dict[tuple[str, str], str]:

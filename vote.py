@@ -103,7 +103,7 @@ def stated_answer(text: str) -> str | None:
         quoted, bare = given[-1]
         escaped = re.sub(r'\\(?:[\\"]|u[0-9a-fA-F]{4})', "", quoted)
         if "\\" not in escaped:  # else it is TeX that nobody escaped
-            quoted = json.loads(f'"{quoted}"', strict=False)
+            quoted = json.loads(f'"{quoted}"', strict=False).encode(errors="ignore").decode()  # no half surrogates
         return quoted or bare
     phrases = [phrase for phrase in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", phrase)]
     if phrases:
@@ -116,7 +116,7 @@ def extract_number(text: str) -> str | None:
     """GSM8K: the number of the last `#### N`; else of the last `\\boxed{…}`; else of what the text calls its answer."""
     boxes = [box.start() for box in BOX.finditer(text)]
     if text.rfind("####") > max(boxes, default=-1):  # the later mark counts: #### may also be a heading
-        for marked in text.split("####")[: -MOST_MARKS : -1]:
+        for marked in text.split("####")[1:][: -MOST_MARKS : -1]:
             if number := first_number(marked.strip().partition("\n")[0]):
                 return number
     return first_number((last_boxed(text) if BOX.search(text) else stated_answer(text)) or "")

@@ -2,11 +2,12 @@
 
     python bench/sampling.py [--model tasks/toy/model] [--prompts 64] [--k 8]
 
-Both hold the same weights in float32 and get the same problems: k samples of each in one batch, temperature 0.7,
-top_p 0.9, at most 64 new tokens, torch's own number of threads. transformers gets left-padded prompts, top_k off.
+Both hold the same weights in float32 and get the same problems: k samples of each, temperature 0.7, top_p 0.9, at most
+64 new tokens, torch's own number of threads. Ours takes all in one batch; transformers does so too, with left-padded
+prompts, and then one prompt after the other, without padding. Its top_k is off.
 
-Only the tokens before a response's stop token count. The two draw different random numbers, so rates are compared, not
-times. After one unmeasured round they take turns at going first; printed are every round, the medians and their ratio.
+Only the tokens before a response's stop token count. They draw different random numbers, so rates are compared, not
+times. After one unmeasured round they take turns at going first; printed are every round, the medians and their ratios.
 """
 
 import platform
@@ -33,7 +34,7 @@ class Options:
     problems: str = option(str(ROOT / "tasks/toy/train.jsonl"), "JSON lines with a `question` each")
     prompts: int = option(64, "problems, from the start of that file")
     k: int = option(8, "samples per problem")
-    repeats: int = option(5, "measured rounds")
+    repeats: int = option(3, "measured rounds")
 
 
 def main() -> None:
@@ -56,23 +57,33 @@ def main() -> None:
                              stop_ids=text.stop_ids, seed=seed, rows=len(prompts) * o.k)
         return sum(len(r.tokens) for row in responses for r in row)
 
-    def transformers_(seed: int) -> int:
-        torch.manual_seed(seed)
-        out = theirs.generate(padded, attention_mask=mask, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P,
+    def transformers_generate(tokens: torch.Tensor, mask: torch.Tensor) -> int:
+        out = theirs.generate(tokens, attention_mask=mask, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P,
                               top_k=0, max_new_tokens=NEW, num_return_sequences=o.k, eos_token_id=text.stop_ids,
-                              pad_token_id=text.eos)
-        return int((torch.isin(out[:, longest:], torch.tensor(text.stop_ids, device=device)).cumsum(-1) == 0).sum())
+                              pad_token_id=text.eos)[:, tokens.shape[1] :]
+        return int((torch.isin(out, torch.tensor(text.stop_ids, device=device)).cumsum(-1) == 0).sum())
 
-    rates: dict = {ours: [], transformers_: []}
+    def one_batch(seed: int) -> int:
+        torch.manual_seed(seed)
+        return transformers_generate(padded, mask)
+
+    def one_by_one(seed: int) -> int:
+        torch.manual_seed(seed)
+        return sum(transformers_generate(row[None], torch.ones_like(row[None]))
+                   for row in (torch.tensor(prompt, device=device) for prompt in prompts))
+
+    sides = {"ours": ours, "transformers, in one batch": one_batch, "transformers, prompt by prompt": one_by_one}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in range(o.repeats + 1):
-        for side in list(rates)[:: 1 if repeat % 2 else -1]:
-            start, tokens = time.perf_counter(), side(repeat)
+        for side in list(sides)[:: 1 if repeat % 2 else -1]:
+            start, tokens = time.perf_counter(), sides[side](repeat)
             rate = tokens / (time.perf_counter() - start)
             rates[side] += [rate] if repeat else []  # round 0 warms up
-            print(f"round {repeat}  {side.__name__.strip('_'):12} {rate:9.0f} tokens/s  ({tokens} tokens)")
-    mine, other = map(median, rates.values())
-    print(f"ours {mine:.0f} tokens/s, transformers {other:.0f} tokens/s, ratio {mine / other:.2f}; {device.type}, "
-          f"{len(prompts)} prompts × {o.k} samples, {torch.get_num_threads()} threads, Python "
+            print(f"round {repeat}  {side:30} {rate:9.0f} tokens/s  ({tokens} tokens)")
+    medians = {side: median(values) for side, values in rates.items()}
+    for side, rate in medians.items():
+        print(f"{side}: {rate:.0f} tokens/s, ours is {medians['ours'] / rate:.2f} times that")
+    print(f"{device.type}, {len(prompts)} prompts × {o.k} samples, {torch.get_num_threads()} threads, Python "
           f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
 
 

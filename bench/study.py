@@ -2,7 +2,7 @@
 
     python bench/study.py                                        # everything over 5 seeds, three quarters of an hour
     python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # the same from another M0
-    python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 lr-4e-4 alpha-1 beta-0.1 …
+    python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 lr-2e-4 alpha-1 beta-0.1 …
 
 Every run is `python train.py` with the options below. Runs that exist are kept: the study can be stopped at any time.
 Prints Markdown: mean ± standard error over the seeds. A seed changes sampling, ties and the order of the pairs, and the
@@ -105,15 +105,17 @@ def written_problems(folders: list[Path]) -> str:
 
 
 def doubtful_sums(folders: list[Path]) -> str:
-    """How many of the sums that M0's teacher often got wrong each M_t gets right, in its greedy responses."""
+    """How many sums each M_t gets right in its greedy responses: those M0's teacher often got wrong, and the others."""
     weak = make.documents(make.Options())[1].weak
-    shares = []
+    lines = []
     for t in ("M0", "M1", "M2"):
         texts = [row["greedy"] for folder in folders for row in read_jsonl(folder / t / "eval_responses.jsonl")]
         sums = [(int(a), int(sign + b), int(c)) for text in texts
                 for a, sign, b, c in re.findall(r"(\d+) ([-+]) (\d+) = (\d+)", text)]
-        shares.append(statistics.fmean(a + b == c for a, b, c in sums if (a, b) in weak))
-    return "Doubtful sums right, in greedy responses: " + " → ".join(f"{100 * share:.1f} %" for share in shares) + "."
+        doubtful, others = (percent(statistics.fmean(a + b == c for a, b, c in sums if ((a, b) in weak) == is_weak))
+                            for is_weak in (True, False))
+        lines.append(f"{t}, greedy: {doubtful} % of the doubtful sums right, {others} % of the others.")
+    return "\n".join(lines)
 
 
 def main() -> None:

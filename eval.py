@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
-from model import Llama
+from model import Llama, RewardModel
 from sample import SamplingOptions, Task, Text, answer_problems, check_out
+from scpo import collate
 from tasks.zebralogic.puzzle import gold_table, right_cells
 from vote import (InputError, count_votes, extract_answer, option, parse_options, read_responses,
                   response_answers, run_script, same_answer, was_ended, write_jsonl)
@@ -122,6 +125,25 @@ def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: i
                               **shared)
     return [row | {"greedy": g["responses"][0], "greedy_ended": g["ended"][0], "gold": gold_answer(problem, task.name)}
             for row, g, problem in zip(sampled, greedy, problems)]
+
+
+@torch.inference_mode()
+def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: int, progress: str) -> list[list[float]]:
+    """The reward model's score of each of the k responses in each row, which it reads as conversations of one turn."""
+    sequences, prompt_ends = [], []
+    for row in rows:
+        prompt, closes = text.judged(row["question"])
+        sequences += [(prompt, text.encode_response(response.strip())) for response in row["responses"]]
+        prompt_ends += [closes] * len(row["responses"])
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))  # alike lengths: little padding
+    scores, device = torch.zeros(len(sequences)), model.model.norm.weight.device
+    for start in tqdm(range(0, len(order), batch), progress, unit="batch", leave=False):
+        chosen = order[start : start + batch]
+        tokens, targets = collate([sequences[i] for i in chosen])  # (R, T) each
+        ends = targets.shape[1] - 1 - targets.flip(1).int().argmax(1)  # (R,) the last token of each response
+        closes = torch.tensor([prompt_ends[i] for i in chosen])
+        scores[chosen] = model(tokens.to(device), closes.to(device), ends.to(device)).float().cpu()
+    return [part.tolist() for part in scores.split([len(row["responses"]) for row in rows])]
 
 
 def percent(value: float | None, se: float | None = None) -> str:

@@ -8,12 +8,14 @@ Letters in shape comments
     B  rows of the batch           T  tokens of this call           S  keys in sight: cached tokens + T
     C  hidden_size                 V  vocab_size                    D  head_dim
     H  num_attention_heads         K  num_key_value_heads           F  intermediate_size
+    O  num_objectives of a reward model
 """
 
 import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -220,31 +222,16 @@ class Body(nn.Module):
         return self.norm(x)
 
 
-class Llama(nn.Module):
-    """A causal language model: `model(tokens)` with tokens (B, T) gives logits (B, T, V).
+class Checkpoint(nn.Module):
+    """A model that lives in a Hugging Face folder: `config.json` beside `model.safetensors`, or beside its shards."""
 
-    Rows shorter than T are padded on the right: attention is causal, so padding never reaches a real token.
-    """
-
-    def __init__(self, config: Config, raw_config: dict):
+    def __init__(self, raw_config: dict):
         super().__init__()
-        self.config = config
         self.raw_config = raw_config  # config.json as it was read, so that saving loses no field
-        self.model = Body(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Final hidden states (..., C) → logits (..., V)."""
-        tied = self.config.tie_word_embeddings
-        return F.linear(hidden, self.model.embed_tokens.weight if tied else self.lm_head.weight)
-
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        return self.head(self.model(tokens, cache))  # (B, T, V)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32,
-                        device: str | torch.device = "cpu") -> "Llama":
+                        device: str | torch.device = "cpu") -> Self:
         """Load `config.json` and `model.safetensors` (or the shards of `model.safetensors.index.json`), strictly.
 
         Built on the meta device, so every tensor must come from the files, each with its exact shape, and none may be
@@ -252,8 +239,9 @@ class Llama(nn.Module):
         """
         folder = Path(folder)
         raw = read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
+        config = Config.from_dict(raw, str(folder / "config.json"))
         with torch.device("meta"):
-            model = cls(Config.from_dict(raw, str(folder / "config.json")), raw)
+            model = cls(config, raw)
         expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
         state = {}
         for path in weight_files(folder):
@@ -281,13 +269,84 @@ class Llama(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        raw = {**self.raw_config, "dtype": str(self.model.norm.weight.dtype).removeprefix("torch.")}
+        raw = {**self.raw_config, "dtype": str(next(self.parameters()).dtype).removeprefix("torch.")}
         raw.pop("torch_dtype", None)  # the older spelling of "dtype", which would contradict it
         try:
             save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:
             raise InputError(f"{folder}/model.safetensors: cannot be written ({error})") from error
         (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+
+
+class Llama(Checkpoint):
+    """A causal language model: `model(tokens)` with tokens (B, T) gives logits (B, T, V).
+
+    Rows shorter than T are padded on the right: attention is causal, so padding never reaches a real token.
+    """
+
+    def __init__(self, config: Config, raw_config: dict):
+        super().__init__(raw_config)
+        self.config = config
+        self.model = Body(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final hidden states (..., C) → logits (..., V)."""
+        tied = self.config.tie_word_embeddings
+        return F.linear(hidden, self.model.embed_tokens.weight if tied else self.lm_head.weight)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.head(self.model(tokens, cache))  # (B, T, V)
+
+
+class Gating(nn.Module):
+    """What a prompt asks of its answer: one weight per objective, from the prompt's final hidden state."""
+
+    def __init__(self, hidden_size: int, num_objectives: int, gating_hidden_dim: int, gating_n_hidden: int,
+                 gating_temperature: float):
+        super().__init__()
+        sizes = [hidden_size, *[gating_hidden_dim] * gating_n_hidden, num_objectives]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.logit_scale = nn.Parameter(torch.ones(1))
+        self.temperature = gating_temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return F.softmax(self.layers[-1](x) / self.temperature, dim=-1) * self.logit_scale  # (B, O)
+
+
+class RewardModel(Checkpoint):
+    """ArmoRM (arXiv 2406.12845; RLHFlow/ArmoRM-Llama3-8B-v0.1): a Llama body, O objectives, a gate that weighs them.
+
+    With one objective the gate is constant, and this is a Bradley-Terry reward model with a linear head.
+    """
+
+    def __init__(self, config: Config, raw_config: dict):
+        super().__init__(raw_config)
+        sizes = {name: raw_config.get(name) for name in ("num_objectives", "gating_hidden_dim", "gating_n_hidden")}
+        temperature = raw_config.get("gating_temperature")
+        whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
+        if not whole or not isinstance(temperature, (int, float)) or temperature <= 0:
+            raise InputError(f"config.json: a reward model names {', '.join(sizes)} and gating_temperature, each above "
+                             "0; is this a language model's folder?")
+        self.config = config
+        self.model = Body(config)
+        self.regression_layer = nn.Linear(config.hidden_size, sizes["num_objectives"], bias=False)
+        self.register_buffer("reward_transform_matrix", torch.eye(sizes["num_objectives"]))  # takes verbosity out
+        self.gating = Gating(config.hidden_size, **sizes, gating_temperature=temperature)
+
+    def forward(self, tokens: Tensor, prompt_ends: Tensor, response_ends: Tensor) -> Tensor:
+        """Scores (B,) of conversations tokens (B, T), padded on the right.
+
+        prompt_ends (B,): position of the token that closes the prompt, where the gate reads; response_ends (B,): of the
+        token that closes the response, where the objectives read.
+        """
+        hidden = self.model(tokens)  # (B, T, C)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        rewards = self.regression_layer(hidden[rows, response_ends]) @ self.reward_transform_matrix  # (B, O)
+        return (self.gating(hidden[rows, prompt_ends]) * rewards).sum(-1)  # (B,)
 
 
 def read_json(path: Path, hint: str) -> dict:

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +27,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from model import KVCache, Llama, read_json
+from model import Checkpoint, KVCache, Llama, read_json
 from tasks.zebralogic.puzzle import json_form, rephrased_puzzle, table_header
 from vote import (EXTRACTORS, InputError, check_options, option, parse_options, read_jsonl, run_script, show_votes,
                   write_jsonl)
 
 TASKS = Path(__file__).parent / "tasks"
+Loaded = TypeVar("Loaded", bound=Checkpoint)
 NUCLEUS = 1024  # likeliest tokens looked at first; only if they hold less than top_p is the whole vocabulary sorted
 DROP_BELOW = 7 / 8  # of the rows unfinished: dropping copies the cache, so not for every single row that ends
 STOP_TEXT_EVERY = 8  # tokens between two looks for a stop string, since looking decodes every row
@@ -261,6 +263,12 @@ class Text:
         filled = filled.replace("{question}", problem["question"])
         return self.frame.replace("{prompt}", filled)
 
+    def judged(self, question: str) -> tuple[list[int], int]:
+        """What a reward model reads before a response: the bare question as the user's turn, and where that closes."""
+        ids = self.encode_prompt(self.frame.replace("{prompt}", question.strip()))
+        last = len(ids) - 1
+        return ids, last if self.chat == "plain" else last - ids[::-1].index(self.eos)
+
     def writer_prompt(self, task: Task, examples: Sequence[dict], attributes: Sequence[str] = ()) -> str:
         joined = "".join(task.example.replace("{question}", " ".join(p["question"].split()) if task.writes_lines
                                               else p["question"].strip()) for p in examples)
@@ -348,14 +356,15 @@ def text_key(question: str) -> str:
 
 
 def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], count: int, *, known: list[str],
-                   temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int], longest: int,
-                   name: str = "new", rows: int = 512) -> tuple[list[dict], dict]:
+                   temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int],
+                   fits: Callable[[dict], bool] = lambda problem: True, name: str = "new",
+                   rows: int = 512) -> tuple[list[dict], dict]:
     """New problems in the style of `problems` (paper, section 2): four random ones as examples, then an open line.
 
     A puzzle is rephrased from one example: the values of one attribute are renamed, another attribute is replaced.
-    Only questions are written, no answers. Those cut off, malformed, whose prompt would take more than `longest`
-    tokens, or equal to one of `problems`, of `known` or to each other are dropped. Returns the problems kept, and how
-    many of the `count` were dropped for which reason.
+    Only questions are written, no answers. Those cut off, malformed, too long for whoever is to answer (not `fits`), or
+    equal to one of `problems`, of `known` or to each other are dropped. Returns the problems kept, and how many of the
+    `count` were dropped for which reason.
     """
     draw = random.Random(f"{list(seed)} examples")
     examples = [draw.sample(problems, min(task.examples, len(problems))) for _ in range(count)]
@@ -372,7 +381,7 @@ def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], c
             rephrased_puzzle(written, shown[0])
         key = text_key(problem["question"]) if problem else ""
         reason = "cut off" if not response.ended else "malformed" if not key else "seen before" if key in seen else \
-            "too long" if len(text.encode_prompt(text.prompt(task, problem))) > longest else None
+            None if fits(problem) else "too long"
         if reason:
             dropped[reason] += 1
         else:
@@ -439,12 +448,16 @@ def check_out(path: str) -> None:
         raise InputError(f"--out {path}: cannot be written ({error.strerror}); choose another name") from error
 
 
-def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str) -> tuple[Llama, Text]:
-    """Model and text side of a checkpoint folder, with the `--model --chat --device --dtype` of any script."""
+def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind: type[Loaded] = Llama,
+                    named: str = "--model") -> tuple[Loaded, Text]:
+    """Model and text side of a checkpoint folder, with the `--chat --device --dtype` of any script.
+
+    kind: Llama or RewardModel. named: the option that gave the folder, for messages.
+    """
     if folder is None:
-        raise InputError("--model: this task ships no model; give a checkpoint folder in Hugging Face's Llama layout")
+        raise InputError(f"{named}: this task ships none; give a checkpoint folder in Hugging Face's Llama layout")
     if not Path(folder).is_dir():
-        raise InputError(f"--model {folder}: no such folder")
+        raise InputError(f"{named} {folder}: no such folder")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -452,7 +465,7 @@ def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str) -> t
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
     text = Text(folder, chat)
-    model = Llama.from_pretrained(folder, dtype=getattr(torch, dtype), device=device)
+    model = kind.from_pretrained(folder, dtype=getattr(torch, dtype), device=device)
     if text.tokenizer.get_vocab_size() > model.config.vocab_size:
         raise InputError(f"{folder}: tokenizer.json has {text.tokenizer.get_vocab_size()} tokens, the model only "
                          f"{model.config.vocab_size}: they do not belong together")

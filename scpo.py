@@ -38,6 +38,17 @@ def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
     return (votes_chosen - votes_rejected) / k
 
 
+def choose_winner(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, task: str,
+                  draw: random.Random) -> int | None:
+    """The index of y+, or None if nobody voted or V(y+) < τ, which is tau · k votes."""
+    most = max(votes[:k])
+    if most == 0 or most < tau * k - 1e-9:  # the tiny slack absorbs 0.7 · 10 = 7.000…01
+        return None
+    # Answers may tie for the most or the fewest votes: first one of the answers is drawn, then one of its responses.
+    winner = draw.choice(distinct([answers[i] for i in range(k) if votes[i] == most]))
+    return draw.choice([i for i in range(k) if same_answer(answers[i], winner, task)])
+
+
 def choose_pair(answers: Sequence[str | None], k: int, tau: float, task: str,
                 draw: random.Random) -> tuple[tuple[int, int] | None, list[int], str]:
     """The indices of y+ and y- among the responses to one problem.
@@ -50,17 +61,14 @@ def choose_pair(answers: Sequence[str | None], k: int, tau: float, task: str,
     ballots = list(answers[:k])
     votes = count_votes(ballots, task)
     votes += [sum(same_answer(answer, ballot, task) for ballot in ballots) for answer in answers[k:]]
-    most = max(votes[:k])
-    if most == 0 or most < tau * k - 1e-9:  # nobody voted, or V(y+) < τ; the tiny slack absorbs 0.7 · 10 = 7.000…01
+    chosen = choose_winner(answers, votes, k, tau, task, draw)
+    if chosen is None:
         return None, votes, "below tau"
-    # Answers may tie for the most or the fewest votes: first one of the answers is drawn, then one of its responses.
-    winner = draw.choice(distinct([answers[i] for i in range(k) if votes[i] == most]))
-    chosen = draw.choice([i for i in range(k) if same_answer(answers[i], winner, task)])
-    others = [i for i in range(len(answers)) if not same_answer(answers[i], winner, task)]
+    others = [i for i in range(len(answers)) if not same_answer(answers[i], answers[chosen], task)]
     if not others:
         return None, votes, "unanimous"
     fewest = min(votes[i] for i in others)  # 0 for a response without an answer: never chosen, but it may be rejected
-    if fewest == most:
+    if fewest == votes[chosen]:
         return None, votes, "tied"  # w(x) = 0: it would only dilute the mean
     loser = draw.choice(distinct([answers[i] for i in others if votes[i] == fewest]))
     rejected = draw.choice([i for i in others if answers[i] == loser and votes[i] == fewest])
@@ -77,43 +85,69 @@ def unanimous(answers: Sequence[str | None], task: str) -> bool:
     return all(same_answer(answer, answers[0], task) for answer in answers)
 
 
-def choose_gold(answers: Sequence[str | None], gold: str | None, task: str,
+# What the paper compares with: other judges than the vote (section 3)
+
+
+def choose_gold(answers: Sequence[str | None], k: int, gold: str | None, task: str,
                 draw: random.Random) -> tuple[tuple[int, int] | None, str]:
-    """A random correct and a random wrong response (IRPO with gold, arXiv 2404.19733); no answer is wrong too."""
-    right = [i for i, answer in enumerate(answers) if same_answer(answer, gold, task)]
-    wrong = [i for i in range(len(answers)) if i not in right]
+    """IRPO with gold (arXiv 2404.19733): a random correct and a random wrong response; no answer is wrong too.
+
+    Of the responses after the first k one can only be rejected, and only if all k are right.
+    """
+    right = [i for i in range(k) if same_answer(answers[i], gold, task)]
+    pool = range(k) if len(right) < k else range(k, len(answers))
+    wrong = [i for i in pool if not same_answer(answers[i], gold, task)]
     if gold is None or not right or not wrong:
         return None, "no gold answer" if gold is None else "none right" if not right else "none wrong"
     return (draw.choice(right), draw.choice(wrong)), "pair"
 
 
+def choose_reward(rewards: Sequence[float]) -> tuple[tuple[int, int] | None, str]:
+    """IRPO with a reward model: the highest against the lowest of k rewards. Equal rewards: the first, equal texts."""
+    chosen, rejected = rewards.index(max(rewards)), rewards.index(min(rewards))
+    return ((chosen, rejected), "pair") if rewards[chosen] > rewards[rejected] else (None, "tied")
+
+
 SUPERVISION = {
-    "scpo": "votes decide, weighted by w(x)",
-    "gold": "a correct against a wrong response, w = 1: uses labels, an upper bound",
-    "coin": "the votes' pair with its w, but a coin decides which of the two is chosen: a control",
+    "scpo": "votes, weighted by w(x)",
+    "semi": "gold where a problem has an answer, votes elsewhere (semi-supervised ScPO; needs some labels)",
+    "gold": "a correct against a wrong response, w = 1 (IRPO; needs labels)",
+    "reward": "the highest against the lowest score of --reward-model, w = 1 (IRPO with a reward model)",
+    "lmsi": "the votes' winner alone is a target of NLL, nothing is rejected (LMSI, arXiv 2210.11610)",
+    "coin": "the votes' pair with its w, but a coin decides which of the two is chosen (a control)",
 }
 
 
 def build_pair(row: dict, answers: Sequence[str | None], tau: float, task: str, draw: random.Random,
-               supervision: str = "scpo", gold: str | None = None, weighted: bool = True) -> tuple[dict | None, str]:
+               supervision: str = "scpo", gold: str | None = None, rewards: Sequence[float] = (),
+               weighted: bool = True) -> tuple[dict | None, str]:
     """A line of `pairs.jsonl` from a line of `responses.jsonl`, or None and the reason why the problem gives no pair.
 
-    answers: of the row's responses, then of its extra ones. supervision: a key of SUPERVISION. weighted: else w = 1.
+    answers: of the row's responses, then of its extra ones. supervision: a key of SUPERVISION; gold and rewards: what
+    it asks for. weighted: w(x) on the pairs that votes decide, else w = 1 there too.
     """
     texts = row["responses"] + row.get("extra_responses", [])
     ended = row["ended"] + row.get("extra_ended", [])
     k = len(row["responses"])
     pair, votes, reason = choose_pair(answers, k, tau, task, draw)
-    if supervision == "gold":
-        pair, reason = choose_gold(answers[:k], gold, task, draw)
+    by_votes = supervision in ("scpo", "coin") or supervision == "semi" and gold is None
+    if supervision == "reward":
+        pair, reason = choose_reward(rewards)
+    elif supervision == "lmsi":
+        target = choose_winner(answers, votes, k, tau, task, draw)
+        pair, reason = (None, reason) if target is None else ((target, None), "pair")
+    elif not by_votes:
+        pair, reason = choose_gold(answers, k, gold, task, draw)
     if pair is None:
         return None, reason
-    weight = pair_weight(votes[pair[0]], votes[pair[1]], k) if weighted and supervision != "gold" else 1.0
-    chosen, rejected = pair[::-1] if supervision == "coin" and draw.random() < 0.5 else pair
-    return {"id": row["id"], "prompt": row["prompt"], "chosen": texts[chosen], "rejected": texts[rejected],
-            "weight": weight, "votes_chosen": votes[chosen], "votes_rejected": votes[rejected], "k": k,
-            "answer_chosen": answers[chosen], "answer_rejected": answers[rejected], "sample_chosen": chosen,
-            "sample_rejected": rejected, "ended_chosen": ended[chosen], "ended_rejected": ended[rejected]}, reason
+    weight = pair_weight(votes[pair[0]], votes[pair[1]], k) if weighted and by_votes else 1.0
+    places = pair[::-1] if supervision == "coin" and draw.random() < 0.5 else pair
+    out = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None, "weight": weight, "k": k}
+    for side, i in zip(("chosen", "rejected"), places):
+        if i is not None:
+            out |= {side: texts[i], f"votes_{side}": votes[i], f"answer_{side}": answers[i], f"sample_{side}": i,
+                    f"ended_{side}": ended[i]}
+    return out, reason
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,9 +166,14 @@ def scpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, refere
     chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
     rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)  # (B,)
     preference = -F.logsigmoid(chosen_rewards - rejected_rewards)  # (B,)
-    nll = -policy_chosen_logps / chosen_lengths  # (B,)
+    nll = nll_loss(policy_chosen_logps, chosen_lengths)  # (B,)
     losses = weights * preference + weights * alpha * nll  # (B,) w on both terms
     return losses, chosen_rewards.detach(), rejected_rewards.detach()
+
+
+def nll_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
+    """The negative log-likelihood per token, (B,): the loss's second term, and all of LMSI's loss (section 3)."""
+    return -policy_chosen_logps / chosen_lengths
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through 
 
     problems.jsonl    the questions: those given, then those the model wrote
     responses.jsonl   k responses to each (`python vote.py` shows their votes)
+    rewards.jsonl     what the reward model thinks of each              (only with --supervision reward)
     pairs.jsonl       prompt, chosen, rejected, weight, votes, and the two reference log-probs
     log.jsonl         one line per optimiser step
+    epochs.jsonl      what each epoch's checkpoint does on the dev problems       (only with --choose dev or votes)
     model/            M_t, a Hugging Face checkpoint folder
     eval_responses.jsonl, eval.json                           (only with test problems)
 
-A finished file is not made again: a run that was stopped goes on when the same command is given once more. Answers in
-the problem file are not read, but for the comparison --supervision gold; otherwise the evaluation alone looks at gold.
+A finished file is not made again: a run that was stopped goes on when the same command is given once more. Answers are
+not read, but for the evaluation and where an option asks for them: --supervision gold or semi, --choose dev.
 """
 
 import json
@@ -23,6 +25,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,13 +35,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval import EVALUATION, evaluate, gold_answer, score, table
-from model import Llama, read_json
+from eval import EVALUATION, evaluate, gold_answer, majority, reward_responses, score, table
+from model import Llama, RewardModel, read_json
 from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, context_length, load_checkpoint,
                     read_problems, unlabelled, write_problems)
-from scpo import SUPERVISION, build_pair, collate, scpo_loss, token_logps, unanimous
+from scpo import SUPERVISION, build_pair, collate, nll_loss, scpo_loss, token_logps, unanimous
 from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
                   show_votes, write_jsonl, write_text)
+
+
+CHOICES = {
+    "last": "no dev problems needed",
+    "dev": "the best greedy accuracy on --dev (as the paper; needs labels)",
+    "votes": "the highest vote share on --dev, without collapse to few answers (needs no label)",
+}
 
 
 @dataclass
@@ -47,6 +57,7 @@ class Options:
     model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
     problems: str | None = option(None, "JSON lines as the task's publisher ships them; answers are not read")
     test: str | None = option(None, "the same with answers, for the evaluation alone")
+    dev: str | None = option(None, "the same, to choose an epoch by; answers are read only for --choose dev")
     out: str | None = option(None, "folder of the run, runs/TASK if not given; the same one again goes on after a stop")
     rounds: int = option(2, "rounds; M_t is trained on samples of M_{t-1} (paper: 2, a third adds little)")
     k: int | None = option(None, "responses per problem, which vote (paper: 8; ZebraLogic 16)")
@@ -57,13 +68,17 @@ class Options:
     extra: int = option(8, "responses at the extra temperature when all k agree, to find one to reject (paper: 8)")
     extra_temperature: float = option(1.2, "of those (paper: 1.2)")
     new_problems: tuple[int, ...] | None = option(None, "problems the model writes, per round, the last one repeated")
+    writer: str | None = option(None, "checkpoint folder of the model that writes new problems, M_{t-1} if not given "
+                                      "(paper: Llama-3 Instruct 8B)")
     supervision: str = option("scpo", "who decides the pair; " + "; ".join(f"{n}: {s}" for n, s in SUPERVISION.items()))
+    reward_model: str | None = option(None, "checkpoint folder in ArmoRM's layout, for --supervision reward")
     no_weight: bool = option(False, "w(x) = 1 on the votes' pairs (paper, Table 4)")
     beta: float | None = option(None, "β, how far the log-ratios may move from M_{t-1} (paper: 0.5)")
     alpha: float | None = option(None, "α, weight of the NLL term, which holds the chosen log-prob up (paper: 1)")
     lr: float | None = option(None, "peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
     warmup: float = option(0.05, "share of the steps with a rising learning rate")
     epochs: int | None = option(None, "passes over a round's pairs (paper: up to 10)")
+    choose: str = option("last", "epoch that becomes M_t; " + "; ".join(f"{n}: {s}" for n, s in CHOICES.items()))
     batch_size: int | None = option(None, "pairs per optimiser step (paper: 16)")
     micro_batch: int = option(8, "pairs in memory at once; gradients accumulate up to the batch size")
     clip: float = option(1.0, "largest norm of the gradient")
@@ -84,6 +99,7 @@ RULES = SAMPLING_RULES | {
     "new_problems": (lambda v: v >= 0, "a count, 0 for none"),
     "extra": (lambda v: v >= 0, "a count, 0 for none"),
     "supervision": (lambda v: v in SUPERVISION, f"choose from {', '.join(SUPERVISION)}"),
+    "choose": (lambda v: v in CHOICES, f"choose from {', '.join(CHOICES)}"),
     "lr": (lambda v: 0 < v < math.inf, "must be above 0"),
     "beta": (lambda v: 0 < v < math.inf, "must be above 0"),
     "alpha": (lambda v: 0 <= v < math.inf, "must not be negative"),
@@ -93,19 +109,34 @@ RULES = SAMPLING_RULES | {
 }
 
 
+FILES = ("model", "problems", "test", "dev", "reward_model")  # which the miniature ships
+
+
 def complete(options: Options, task: Task) -> Options:
     """The options with what was not given filled in from the task's defaults; refuses values that cannot work."""
     options = replace(options, out=options.out or f"runs/{task.name}")
     for f in fields(options):
         if getattr(options, f.name) is None:
-            default = task.file(f.name) if f.name in ("model", "problems", "test") else task.defaults.get(f.name)
+            default = task.file(f.name) if f.name in FILES else task.defaults.get(f.name)
             setattr(options, f.name, tuple(default) if isinstance(default, list) else default)
     if options.problems is None:
         raise InputError(f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each")
     if options.model is None:
         raise InputError(f"--model: task {task.name} ships none; give a Llama checkpoint folder (Hugging Face layout)")
+    if options.choose != "last" and options.dev is None:
+        raise InputError(f"--choose {options.choose}: needs --dev, problems that are neither trained nor tested on")
+    if options.supervision == "reward" and options.reward_model is None:
+        raise InputError("--supervision reward: needs --reward-model, a checkpoint folder in ArmoRM's layout")
     check_options(options, RULES)
     return options
+
+
+def read_golds(path: str, task: Task, limit: int | None, asked_by: str) -> dict:
+    """The canonical gold answers of a problem file by id, None where there is none. Refuses a file without any."""
+    golds = {problem["id"]: gold_answer(problem, task.name) for problem in read_problems(path, task, limit)}
+    if not any(golds.values()):
+        raise InputError(f"{asked_by}: no problem in {path} has an answer")
+    return golds
 
 
 MACHINE = ("out", "rounds", "rows", "micro_batch", "device")  # options that may change when a run goes on
@@ -137,20 +168,21 @@ def per_round(values: tuple, t: int) -> float | int:
 
 
 def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int) -> list[dict]:
-    """The given questions, and those that M_{t-1} writes. Answers are taken along only if the pairs ask for gold."""
-    rows = read_problems(options.problems, task, options.limit)
-    given = [unlabelled(p) for p in rows]
-    if options.supervision == "gold":
-        given = [problem | {"gold": gold_answer(p, task.name)} for problem, p in zip(given, rows)]
+    """The given questions, without their answers, and those that M_{t-1} or the --writer writes."""
+    given = [unlabelled(p) for p in read_problems(options.problems, task, options.limit)]
     count = per_round(options.new_problems, t)
     if count == 0:
         print(f"M{t} problems: {len(given)} given, none written")
         return given
     test = [p["question"] for p in read_problems(options.test, task)] if options.test else []
+    longest = context_length(model) - options.max_new_tokens
+    writer = model, text
+    if options.writer:
+        writer = load_checkpoint(options.writer, "auto", options.device, options.dtype, named="--writer")
     new, dropped = write_problems(
-        model, text, task, given, count, known=test, temperature=options.temperature, top_p=options.top_p,
+        *writer, task, given, count, known=test, temperature=options.temperature, top_p=options.top_p,
         max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows, name=f"M{t}-new",
-        longest=context_length(model) - options.max_new_tokens)
+        fits=lambda problem: len(text.encode_prompt(text.prompt(task, problem))) <= longest)
     print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; dropped: "
           + ", ".join(f"{n} {reason}" for reason, n in dropped.items()))
     for problem in new[:2]:
@@ -164,8 +196,7 @@ def make_responses(model: Llama, text: Text, task: Task, problems: list[dict], o
               "seed": [options.seed, t, 2]}
     rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
                            progress=f"M{t}: {options.k} responses", **shared)
-    wanted = options.extra and options.supervision != "gold"  # a gold answer needs no disagreement
-    agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if wanted else []
+    agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if options.extra else []
     hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), temperature=options.extra_temperature,
                              first_sample=options.k, progress=f"M{t}: extra responses", **shared)
     for row, more in zip(agreed, hotter):
@@ -176,20 +207,32 @@ def make_responses(model: Llama, text: Text, task: Task, problems: list[dict], o
     return rows
 
 
-def make_pairs(responses: list[dict], problems: list[dict], task: Task, options: Options, t: int) -> list[dict]:
-    """At most one pair per problem, and one line on what became of the others."""
+def make_rewards(responses: list[dict], options: Options, t: int) -> list[dict]:
+    """The reward model's score of each of the k responses."""
+    judge, text = load_checkpoint(options.reward_model, "auto", options.device, options.dtype, RewardModel,
+                                  "--reward-model")
+    scores = reward_responses(judge, text, responses, options.rows, f"M{t}: rewards")
+    return [{"id": row["id"], "rewards": rewards} for row, rewards in zip(responses, scores)]
+
+
+def make_pairs(responses: list[dict], rewards: list[dict], task: Task, options: Options, t: int) -> list[dict]:
+    """At most one pair per problem, and one line on what became of the others. rewards: none, or of each response."""
+    golds = {}
+    if options.supervision in ("gold", "semi"):
+        golds = read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
     pairs, reasons, unparsed, cut = [], {}, 0, 0
-    for row, problem in zip(responses, problems, strict=True):
+    for i, row in enumerate(responses):
         hotter = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
         answers = response_answers(row, task.name)
         unparsed += sum(e and a is None for a, e in zip(answers, row["ended"]))
         cut += row["ended"].count(False)
         pair, reason = build_pair(row, answers + response_answers(hotter, task.name), per_round(options.tau, t),
                                   task.name, random.Random(f"{options.seed}/{t}/{row['id']}"), options.supervision,
-                                  problem.get("gold"), not options.no_weight)
+                                  golds.get(row["id"]), rewards[i]["rewards"] if rewards else (),
+                                  not options.no_weight)
         reasons[reason] = reasons.get(reason, 0) + 1
         pairs += [pair] if pair else []
-    without = sum(pair["answer_rejected"] is None for pair in pairs)
+    without = sum(pair["rejected"] is not None and pair["answer_rejected"] is None for pair in pairs)
     spread = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if reason != "pair")
     print(f"M{t} pairs: {len(pairs)} of {len(responses)} problems ({spread}); {without} reject a response without an "
           f"answer; of all responses {unparsed} had no answer, {cut} were cut off")
@@ -197,9 +240,9 @@ def make_pairs(responses: list[dict], problems: list[dict], task: Task, options:
         raise InputError(f"no pair left of {len(responses)} problems ({spread}); lower --tau, raise --k or "
                          "--extra-temperature, or give problems the model can sometimes solve")
     for pair in pairs[:2]:
-        print(f"    w {pair['weight']:.2f}, {pair['votes_chosen']}:{pair['votes_rejected']} votes\n"
-              f"      chosen:   {' '.join(pair['chosen'].split())}\n"
-              f"      rejected: {' '.join(pair['rejected'].split())}")
+        print(f"    w {pair['weight']:.2f}")
+        for side in ("chosen", "rejected") if pair["rejected"] is not None else ("chosen",):
+            print(f"      {side}, {pair[f'votes_{side}']} votes: {' '.join(pair[side].split())}")
     return pairs
 
 
@@ -217,11 +260,18 @@ def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -
 
 
 def encode(pair: dict, text: Text) -> dict:
-    """The tokens of a pair: two (prompt, response) sequences, and the three numbers the loss needs beside them."""
+    """The tokens of a pair: (prompt, response) of each side there is, and the three numbers the loss needs beside."""
     prompt = text.encode_prompt(pair["prompt"])
-    return {"chosen": (prompt, text.encode_response(pair["chosen"], pair["ended_chosen"])),
-            "rejected": (prompt, text.encode_response(pair["rejected"], pair["ended_rejected"])), **{
-                name: pair.get(name) for name in ("weight", "reference_chosen_logp", "reference_rejected_logp")}}
+    sides = [side for side in ("chosen", "rejected") if pair[side] is not None]
+    return {side: (prompt, text.encode_response(pair[side], pair[f"ended_{side}"])) for side in sides} | {
+        name: pair.get(name) for name in ("weight", "reference_chosen_logp", "reference_rejected_logp")}
+
+
+def pair_logps(model: Llama, batch: list[dict]) -> tuple[Tensor, Tensor]:
+    """log M(y+|x) and log M(y-|x) of encoded pairs, (B,) each, in one pass; the second is empty if none is rejected."""
+    sequences = [e["chosen"] for e in batch] + [e["rejected"] for e in batch if "rejected" in e]
+    logps = sequence_logps(model, sequences)  # (2B,)
+    return logps[: len(batch)], logps[len(batch) :]
 
 
 def precision(options: Options, model: Llama) -> torch.autocast | nullcontext:
@@ -235,10 +285,9 @@ def add_reference(model: Llama, text: Text, pairs: list[dict], options: Options,
     """Store log M_{t-1}(y|x) of both responses in each pair: two numbers instead of a second model in memory."""
     for start in tqdm(range(0, len(pairs), options.micro_batch), f"M{t}: reference", unit="batch", leave=False):
         batch = pairs[start : start + options.micro_batch]
-        encoded = [encode(pair, text) for pair in batch]
         with precision(options, model):
-            logps = sequence_logps(model, [e["chosen"] for e in encoded] + [e["rejected"] for e in encoded])
-        for pair, chosen, rejected in zip(batch, *logps.view(2, -1).tolist()):
+            logps = pair_logps(model, [encode(pair, text) for pair in batch])
+        for pair, chosen, rejected in zip(batch, *(side.tolist() for side in logps)):
             pair["reference_chosen_logp"], pair["reference_rejected_logp"] = chosen, rejected
 
 
@@ -260,24 +309,27 @@ def accumulate(model: Llama, batch: list[dict], options: Options) -> dict[str, f
         part = batch[start : start + options.micro_batch]
         column = lambda name: torch.tensor([e[name] for e in part], device=model.model.norm.weight.device)
         with precision(options, model):
-            logps = sequence_logps(model, [e["chosen"] for e in part] + [e["rejected"] for e in part])  # (2B,)
-        chosen, rejected = logps.chunk(2)  # (B,) each
-        lengths = torch.tensor([len(e["chosen"][1]) for e in part], device=logps.device)  # (B,)
-        losses, chosen_rewards, rejected_rewards = scpo_loss(
-            chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
-            column("weight"), options.beta, options.alpha)
+            chosen, rejected = pair_logps(model, part)  # (B,) each
+        lengths = torch.tensor([len(e["chosen"][1]) for e in part], device=chosen.device)  # (B,)
+        losses = nll = nll_loss(chosen, lengths)  # (B,) all there is without a rejected response
+        gauges = {"nll": nll, "chosen_logp": chosen}
+        if len(rejected):
+            losses, chosen_rewards, rejected_rewards = scpo_loss(
+                chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
+                column("weight"), options.beta, options.alpha)
+            gauges |= {"rejected_logp": rejected, "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
+                       "margin": chosen_rewards - rejected_rewards,
+                       "accuracy": (chosen_rewards > rejected_rewards).float()}
+        gauges = {"loss": losses, **gauges}
         (losses.sum() / len(batch)).backward()
-        gauges = {"loss": losses, "nll": -chosen / lengths, "chosen_logp": chosen, "rejected_logp": rejected,
-                  "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
-                  "margin": chosen_rewards - rejected_rewards,
-                  "accuracy": (chosen_rewards > rejected_rewards).float()}
         for name, values in gauges.items():
             totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
     return totals
 
 
-def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int) -> list[dict]:
-    """Train θ, which starts at M_{t-1}, on the round's pairs; the lines of `log.jsonl`."""
+def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int,
+             save: Callable[[int], None]) -> list[dict]:
+    """Train θ, which starts at M_{t-1}, on the round's pairs; the lines of `log.jsonl`. `save(e)` follows epoch e."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0)
     encoded = [encode(pair, text) for pair in pairs]
     batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
@@ -296,11 +348,12 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
             optimizer.step()
             log.append({"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr, "grad_norm": norm, **gauges})
             bar.update(len(batch))
-            bar.set_postfix(loss=f"{gauges['loss']:.3f}", margin=f"{gauges['margin']:+.2f}")
-    first, last = log[0], log[-1]
-    print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; loss {first['loss']:.3f} → "
-          f"{last['loss']:.3f}, chosen log-prob {first['chosen_logp']:.1f} → {last['chosen_logp']:.1f}, rejected "
-          f"{first['rejected_logp']:.1f} → {last['rejected_logp']:.1f}")
+            bar.set_postfix({name: f"{gauges[name]:.3f}" for name in ("loss", "margin") if name in gauges})
+            if place + 1 == batches and (options.choose != "last" or epoch + 1 == options.epochs):
+                save(epoch + 1)
+    moved = ", ".join(f"{name.replace('_logp', ' log-prob')} {log[0][name]:.3f} → {log[-1][name]:.3f}"
+                      for name in ("loss", "chosen_logp", "rejected_logp") if name in log[0])
+    print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; {moved}")
     return log
 
 
@@ -317,6 +370,49 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # on the disk before the rename says so
     beside.rename(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage 5: which epoch becomes M_t
+
+
+def best_epoch(scores: list[dict], choose: str) -> int:
+    """The epoch to keep; scores[e] is of epoch e on the dev problems, scores[0] of M_{t-1}. A tie: the earlier one."""
+    epochs = range(1, len(scores))
+    if choose == "dev":
+        return max(epochs, key=lambda e: scores[e]["greedy"])
+    # A model that gives every problem the same answer is most consistent of all: half of M_{t-1}'s variety must remain.
+    varied = [e for e in epochs if scores[e]["different_answers"] >= 0.5 * scores[0]["different_answers"]]
+    return max(varied or epochs[:1], key=lambda e: scores[e]["vote_share"])
+
+
+def score_epoch(source: str | Path, task: Task, options: Options, t: int, epoch: int) -> dict:
+    """A checkpoint on the dev problems; their answers are read only if the choice is by answers."""
+    problems = read_problems(options.dev, task, options.limit)
+    if options.choose == "votes":
+        problems = [unlabelled(problem) for problem in problems]
+    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
+    rows = evaluate(model, text, task, problems, k=options.k, temperature=options.temperature, top_p=options.top_p,
+                    max_new_tokens=options.max_new_tokens, seed=[options.seed, *EVALUATION], rows=options.rows,
+                    name=f"M{t}, epoch {epoch}")
+    winners = {majority(response_answers(row, task.name), task.name, random.Random(str(row["id"])))[0] for row in rows}
+    return {"epoch": epoch, **score(rows, task.name), "different_answers": len(winners)}
+
+
+def keep_epoch(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
+    """Make the chosen epoch's checkpoint M_t, and delete the others."""
+    best = options.epochs
+    if options.choose != "last":
+        scores = stage(folder / "epochs.jsonl", lambda: [
+            score_epoch(folder / f"epochs/{e}" if e else source, task, options, t, e) for e in range(best + 1)])
+        best = best_epoch(scores, options.choose)
+        name = {"dev": "greedy", "votes": "vote_share"}[options.choose]
+        print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * s[name]:.1f}" for s in scores) + f"; kept {best}")
+    for path in (folder / "epochs").iterdir():
+        if path.name != str(best):
+            shutil.rmtree(path)
+    (folder / "epochs" / str(best)).rename(folder / "model")
+    (folder / "epochs").rmdir()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -352,25 +448,40 @@ def sample_round(source: str | Path, folder: Path, task: Task, options: Options,
     return problems, stage(folder / "responses.jsonl", make)
 
 
-def train_round(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
-    """Stages 1-4: from M_{t-1} in `source` to M_t in `folder`/model."""
-    started = time.time()
-    problems, responses = sample_round(source, folder, task, options, t)
+def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewards: list[dict], task: Task,
+                   options: Options, t: int) -> list[dict]:
+    """Stages 3 and 4: the pairs, and a checkpoint after each epoch that may become M_t."""
     model, text = load_checkpoint(str(source), options.chat, options.device, "float32")
 
     def pairs_with_reference() -> list[dict]:
-        pairs = make_pairs(responses, problems, task, options, t)
-        add_reference(model, text, pairs, options, t)
+        pairs = make_pairs(responses, rewards, task, options, t)
+        if options.supervision != "lmsi":
+            add_reference(model, text, pairs, options, t)
         return pairs
 
+    def optimised() -> list[dict]:
+        shutil.rmtree(folder / "epochs", ignore_errors=True)  # of an attempt that was stopped
+        save = lambda epoch: save_model(model, source, folder / f"epochs/{epoch}")
+        return optimise(model, text, pairs, options, t, save)
+
     pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
-    write_jsonl(folder / "log.jsonl", optimise(model, text, pairs, options, t))
+    stage(folder / "log.jsonl", optimised)
+    return pairs
+
+
+def train_round(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
+    """Stages 1-5: from M_{t-1} in `source` to M_t in `folder`/model."""
+    started, rewards = time.time(), []
+    problems, responses = sample_round(source, folder, task, options, t)
+    if options.supervision == "reward":
+        rewards = stage(folder / "rewards.jsonl", lambda: make_rewards(responses, options, t))
+    pairs = optimise_round(source, folder, responses, rewards, task, options, t)
     record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
-    save_model(model, source, folder / "model")
+    keep_epoch(source, folder, task, options, t)
 
 
 def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
-    """Stage 5: M_t on the test problems."""
+    """Stage 6: M_t on the test problems."""
     folder, started = run / f"M{t}", time.time()
     if options.test is None or (folder / "eval.json").exists():
         return
@@ -391,8 +502,12 @@ def main() -> None:
     options = parse_options(Options, __doc__)
     task = Task.load(options.task)
     options = complete(options, task)
-    for path in filter(None, (options.problems, options.test)):
+    for path in filter(None, (options.problems, options.test, options.dev)):
         read_problems(path, task)  # a broken line shows now, not after an hour
+    if options.supervision in ("gold", "semi"):
+        read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
+    if options.choose == "dev":
+        read_golds(options.dev, task, options.limit, "--choose dev")
     run = open_run(options)
     print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
     evaluate_round(options.model, run, task, options, 0)

@@ -6,7 +6,11 @@
 
 A file of responses made elsewhere needs, per line, `id` and `responses` (k texts); `gold` for accuracy; `greedy` (one
 text) for greedy accuracy. With `--against`, the difference on the problems both files share gets a paired bootstrap
-interval.
+interval. Where gold is known, it also says how well votes tell right from wrong: Somers' D (paper, Tables 6 and 7), and
+the order of correct and wrong responses, by votes and by a reward model (Figure 3):
+
+    python eval.py --responses runs/toy/M0/eval_responses.jsonl --reward-model tasks/toy/reward
+    python eval.py --pairs runs/gsm8k/M1/pairs.jsonl --task gsm8k --problems train.jsonl         # Table 5's margin
 """
 
 import json
@@ -19,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 from model import Llama, RewardModel
-from sample import SamplingOptions, Task, Text, answer_problems, check_out
+from sample import SamplingOptions, Task, Text, answer_problems, check_out, load_checkpoint, read_problems
 from scpo import collate
 from tasks.zebralogic.puzzle import gold_table, right_cells
-from vote import (InputError, count_votes, extract_answer, option, parse_options, read_responses,
+from vote import (InputError, count_votes, extract_answer, option, parse_options, read_jsonl, read_responses,
                   response_answers, run_script, same_answer, was_ended, write_jsonl)
 
 EVALUATION = (0, 4)  # behind the seed: evaluation draws the same numbers for every model, and others than a round does
@@ -38,6 +42,11 @@ def gold_answer(problem: dict, task: str) -> str | None:
     if answer is None:
         return None
     return extract_answer(str(answer), task) or extract_answer(f"#### {answer}", task)
+
+
+def gold_of(row: dict, task: str) -> str | None:
+    """The gold answer in a line of responses, whoever wrote it there."""
+    return gold_answer({"answer": row.get("gold"), "solution": row.get("gold")}, task)
 
 
 def correct(answer: str | None, gold: str, task: str) -> bool:
@@ -62,7 +71,7 @@ def score_row(row: dict, task: str) -> dict:
     answers = response_answers(row, task)
     ended = was_ended(row)
     winner, votes = majority(answers, task, random.Random(str(row["id"])))
-    gold = gold_answer({"answer": row.get("gold"), "solution": row.get("gold")}, task)
+    gold = gold_of(row, task)
     greedy = extract_answer(row["greedy"], task) if row.get("greedy_ended", True) and "greedy" in row else None
     scores = {
         "greedy": None if gold is None or "greedy" not in row else float(correct(greedy, gold, task)),
@@ -116,6 +125,61 @@ def paired_difference(a: list[dict], b: list[dict], task: str, name: str,
     return float(differences.mean()), float(low), float(high)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Analyses: can votes be trusted, and what would another judge say?
+
+
+def order_shares(rows: list[dict], task: str, scores: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Of all pairs of a correct and a wrong response to one problem, the shares that a judge orders right, ties and
+    orders wrong (paper, Figure 3). scores: of each row's k responses, say their votes or rewards."""
+    counts = {"right": 0, "tied": 0, "wrong": 0}
+    for row, values in zip(rows, scores, strict=True):
+        right = [correct(answer, gold_of(row, task), task) for answer in response_answers(row, task)]
+        for a in (value for value, good in zip(values, right) if good):
+            for b in (value for value, good in zip(values, right) if not good):
+                counts["right" if a > b else "tied" if a == b else "wrong"] += 1
+    return {name: count / max(1, sum(counts.values())) for name, count in counts.items()}
+
+
+def somers_d(of: Sequence[float], given: Sequence[float]) -> float:
+    """Somers' D(of | given): concordant less discordant pairs of points, over the pairs not tied on `given`."""
+    (_, y), (_, x) = (np.unique(values, return_inverse=True) for values in (of, given))
+    counts = np.zeros((y.max() + 1, x.max() + 1))  # points by value: pairs of cells, not of points
+    np.add.at(counts, (y, x), 1)
+    cells = list(np.ndindex(counts.shape))
+    concordant = sum(counts[i, j] * counts[i + 1 :, j + 1 :].sum() for i, j in cells)
+    discordant = sum(counts[i, j] * counts[i + 1 :, :j].sum() for i, j in cells)
+    untied = (counts.sum() ** 2 - (counts.sum(0) ** 2).sum()) / 2
+    return float((concordant - discordant) / untied) if untied else 0.0
+
+
+def votes_and_accuracy(rows: list[dict], task: str, k: int) -> tuple[float, float]:
+    """Somers' D(votes | accuracy) and D(accuracy | votes) among the most and the least voted of the first k responses
+    of every problem (paper, Tables 6 and 7; which direction it reports is not said)."""
+    votes, right = [], []
+    for row in rows:
+        draw, answers = random.Random(f"{row['id']}"), response_answers(row, task)[:k]
+        counts = count_votes(answers, task)
+        for extreme in (max(counts), min(counts)):
+            i = draw.choice([i for i, count in enumerate(counts) if count == extreme])
+            votes.append(counts[i])
+            right.append(correct(answers[i], gold_of(row, task), task))
+    return somers_d(votes, right), somers_d(right, votes)
+
+
+def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float]:
+    """Accuracy of the chosen and of the rejected responses, and its margin (paper, Table 5), where gold is known."""
+    known = [pair for pair in pairs if golds.get(pair["id"]) is not None and pair["rejected"] is not None]
+    chosen, rejected = (float(np.mean([correct(p[f"answer_{side}"], golds[p["id"]], task) for p in known] or [0.0]))
+                        for side in ("chosen", "rejected"))
+    return {"pairs": len(pairs), "with_gold": len(known), "chosen_accuracy": chosen, "rejected_accuracy": rejected,
+            "margin": chosen - rejected}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Responses of a model, and what a reward model thinks of them
+
+
 def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: int, temperature: float, top_p: float,
              max_new_tokens: int, seed: Sequence[int], rows: int, name: str) -> list[dict]:
     """One greedy response and k samples to each problem: lines for `eval_responses.jsonl`, with the gold answer."""
@@ -146,6 +210,10 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
     return [part.tolist() for part in scores.split([len(row["responses"]) for row in rows])]
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# As a script
+
+
 def percent(value: float | None, se: float | None = None) -> str:
     if value is None:
         return "–"
@@ -172,6 +240,8 @@ def table(results: dict[str, dict]) -> str:
 class Options(SamplingOptions):
     responses: str | None = option(None, "score this file instead of a model")
     against: str | None = option(None, "a second file of responses: report the paired difference to it")
+    reward_model: str | None = option(None, "checkpoint folder in ArmoRM's layout: how does it order the responses?")
+    pairs: str | None = option(None, "a pairs.jsonl: how often are chosen and rejected right? Gold is in --problems")
     out: str | None = option(None, "where the responses of a model go; an existing file is not overwritten")
 
 
@@ -186,9 +256,44 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
     return rows
 
 
+def judges(rows: list[dict], options: Options, task: Task) -> dict:
+    """Whether votes, and the reward model if there is one, tell right responses from wrong ones."""
+    votes = [count_votes(response_answers(row, task.name), task.name) for row in rows]
+    found = {"votes": order_shares(rows, task.name, votes)}
+    if options.reward_model:
+        if not all(isinstance(row.get("question"), str) for row in rows):
+            raise InputError("--reward-model: the file of responses needs a `question` in each line")
+        judge, text = load_checkpoint(options.reward_model, "auto", options.device, options.dtype, RewardModel,
+                                      "--reward-model")
+        found["reward"] = order_shares(rows, task.name, reward_responses(judge, text, rows, options.rows, "rewards"))
+    for name, shares in found.items():
+        print(f"correct/wrong pairs of responses by {name}: "
+              + ", ".join(f"{100 * share:.1f} % {order}" for order, share in shares.items()))
+    most = min(len(row["responses"]) for row in rows)
+    somers = {k: votes_and_accuracy(rows, task.name, k) for k in (2, 4, 8, 16, 32) if k <= most}
+    for k, (votes_given, accuracy_given) in somers.items():
+        print(f"Somers' D at k = {k}: of votes given accuracy {votes_given:.2f}, of accuracy given votes "
+              f"{accuracy_given:.2f}")
+    return {"order": found, "somers_d": somers}
+
+
+def show_pair_quality(options: Options, task: Task) -> None:
+    pairs = read_jsonl(options.pairs, ("id", "chosen", "rejected"))
+    if options.problems is None:
+        raise InputError("--pairs: needs --problems, the problems of the pairs with their answers")
+    golds = {problem["id"]: gold_answer(problem, task.name) for problem in read_problems(options.problems, task)}
+    result = pair_quality(pairs, golds, task.name)
+    print(f"{result['pairs']} pairs; of {result['with_gold']} with a gold answer the chosen response is right in "
+          f"{percent(result['chosen_accuracy'])} %, the rejected one in {percent(result['rejected_accuracy'])} %, "
+          f"margin {percent(result['margin'])}")
+    print(json.dumps(result))
+
+
 def main() -> None:
     options = parse_options(Options, __doc__)
     task = Task.load(options.task)
+    if options.pairs:
+        return show_pair_quality(options, task)
     if options.responses and options.out:
         raise InputError("--out: keeps the responses of a model; --responses has its file already")
     other = read_responses(options.against) if options.against else []
@@ -198,6 +303,8 @@ def main() -> None:
     print(table({options.responses or options.model or "M0": result}))
     if result["self_consistency"] is None:
         print("no gold answers: consistency can be measured, accuracy cannot")
+    else:
+        result |= judges(rows, options, task)
     for name in ("greedy", "self_consistency") if other else ():
         if result[name] is not None:
             mean, low, high = paired_difference(rows, other, task.name, name)

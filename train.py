@@ -400,7 +400,7 @@ def score_epoch(source: str | Path, task: Task, options: Options, t: int, epoch:
 
 
 def keep_epoch(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
-    """Make the chosen epoch's checkpoint M_t, and delete the others."""
+    """The chosen epoch's checkpoint becomes M_t."""
     best = options.epochs
     if options.choose != "last":
         scores = stage(folder / "epochs.jsonl", lambda: [
@@ -408,11 +408,7 @@ def keep_epoch(source: str | Path, folder: Path, task: Task, options: Options, t
         best = best_epoch(scores, options.choose)
         name = {"dev": "greedy", "votes": "vote_share"}[options.choose]
         print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * s[name]:.1f}" for s in scores) + f"; kept {best}")
-    for path in (folder / "epochs").iterdir():
-        if path.name != str(best):
-            shutil.rmtree(path)
-    (folder / "epochs" / str(best)).rename(folder / "model")
-    (folder / "epochs").rmdir()
+    (folder / f"epochs/{best}").rename(folder / "model")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -465,6 +461,8 @@ def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewa
         return optimise(model, text, pairs, options, t, save)
 
     pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
+    if not (folder / f"epochs/{options.epochs}").exists():
+        (folder / "log.jsonl").unlink(missing_ok=True)  # of a model that was deleted since: train it again
     stage(folder / "log.jsonl", optimised)
     return pairs
 
@@ -516,6 +514,7 @@ def main() -> None:
         folder = run / f"M{t}"
         if not (folder / "model").exists():
             train_round(source, folder, task, options, t)
+        shutil.rmtree(folder / "epochs", ignore_errors=True)  # those that were not chosen
         source = folder / "model"
         evaluate_round(source, run, task, options, t)
     results = read_json(run / "results.json", "")

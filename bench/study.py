@@ -1,38 +1,74 @@
-"""The README's tables of the miniature: ScPO and its controls over several seeds, and how far its options may move.
+"""The whole study of the miniature: every comparison of the paper, over several seeds, as tables and figures.
 
-    python bench/study.py                                        # everything over 5 seeds, three quarters of an hour
-    python bench/study.py --model DIR --out runs/study-m0b --settings scpo --seeds 2      # the same from another M0
-    python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 lr-2e-4 alpha-1 beta-0.1 …
+    python bench/study.py                                       # 5 seeds, some hours on two cores; stop it at any time
+    python bench/study.py --settings scpo coin --seeds 3        # part of it
+    python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 alpha-1
 
-Every run is `python train.py` with the options below. Runs that exist are kept: the study can be stopped at any time.
-Prints Markdown: mean ± standard error over the seeds. A seed changes sampling, ties and the order of the pairs, and the
-questions the model writes; the given questions, the problems it is measured on and M0 stay the same.
+Every run is `python train.py` with the options of SETTINGS, in OUT/SETTING-SEED; runs that exist are kept, and the
+files that two runs would make alike (M0's evaluation, the responses of round 1) are copied from the seed's run of ScPO.
+A seed changes samples, ties, order of the pairs and the questions the model writes; the given questions, the test
+problems and M0 stay the same. With --results FILE the tables replace those between the marks in that Markdown file, and
+the figures are drawn in bench/figures/ (which needs matplotlib).
 """
 
 import json
+import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval import majority, percent  # noqa: E402
+import train  # noqa: E402
+from eval import majority, order_shares, pair_quality, percent, reward_responses, votes_and_accuracy  # noqa: E402
+from model import RewardModel  # noqa: E402
+from sample import Task, load_checkpoint  # noqa: E402
 from tasks.toy import make  # noqa: E402
-from vote import InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script, write_jsonl  # noqa: E402
+from vote import (InputError, check_options, count_votes, option, parse_options, read_jsonl, read_responses,  # noqa: E402
+                  response_answers, run_script, write_jsonl, write_text)
 
+TOY = ROOT / "tasks/toy"
+# setting: (row name, options of train.py, rounds). {out} is the study's folder, {seed} the run's seed.
+LABELLED = ["--problems", "{out}/train-with-answers.jsonl"]
 SETTINGS = {
-    "scpo": ("ScPO", []),
-    "given": ("ScPO, no self-written problems", ["--new-problems", "0"]),
-    "coin": ("control: a coin decides which is chosen", ["--supervision", "coin"]),
-    "gold": ("gold pairs (uses labels)", ["--supervision", "gold", "--new-problems", "0"]),
+    "scpo": ("ScPO", [], 3),
+    "unweighted": ("ScPO, w = 1", ["--no-weight"], 2),
+    "semi": ("ScPO, semi-supervised †", ["--supervision", "semi", *LABELLED], 2),
+    "gold": ("IRPO, gold †", ["--supervision", "gold", "--new-problems", "0", *LABELLED], 2),
+    "reward": ("IRPO, reward model", ["--supervision", "reward", "--new-problems", "0"], 2),
+    "lmsi": ("LMSI", ["--supervision", "lmsi"], 2),
+    "given": ("ScPO, no self-written problems", ["--new-problems", "0"], 2),
+    "coin": ("control: a coin decides which is chosen", ["--supervision", "coin"], 2),
+    "test-queries": ("ScPO, third round on the test questions",
+                     ["--model", "{out}/scpo-{seed}/M2/model", "--problems", str(TOY / "test.jsonl"), "--tau", "0.7",
+                      "--new-problems", "1000"], 1),
+    "tau-0.1": ("τ = 0.1k", ["--tau", "0.1"], 1),
+    "tau-0.3": ("τ = 0.3k", ["--tau", "0.3"], 1),
+    "tau-0.7": ("τ = 0.7k", ["--tau", "0.7"], 1),
+    "tau-0.9": ("τ = 0.9k", ["--tau", "0.9"], 1),
+    "reward-own": ("IRPO, reward model taught on problems of the task's length",
+                   ["--supervision", "reward", "--reward-model", "{out}/reward-own"], 1),
+    "choose-last": ("6 epochs, the last", ["--epochs", "6", "--choose", "last"], 1),
+    "choose-dev": ("6 epochs, best greedy accuracy on dev †", ["--epochs", "6", "--choose", "dev"], 1),
+    "choose-votes": ("6 epochs, highest vote share on dev", ["--epochs", "6", "--choose", "votes"], 1),
+    "k-4": ("k = 4", ["--k", "4"], 1),
+    "k-16": ("k = 16", ["--k", "16"], 1),
+    "alpha-0": ("α = 0", ["--alpha", "0"], 1),
+    "beta-0.1": ("β = 0.1", ["--beta", "0.1"], 1),
 }
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
+THRESHOLDS = {0.1: "tau-0.1", 0.3: "tau-0.3", 0.5: "scpo", 0.7: "tau-0.7", 0.9: "tau-0.9"}  # of round 1
+DEV = 200  # dev problems that choose an epoch: the paper's 800, for as many runs as this, would take a day
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, by runs
 
 
 @dataclass
@@ -42,46 +78,133 @@ class Options:
     seeds: int = option(5, "runs per setting, seeds 0, 1, …")
     problems: str = option("test", "what the runs are measured on: test, or dev for choosing options")
     settings: tuple[str, ...] = option(tuple(SETTINGS), "rows to make; OPTION-VALUE, as lr-1e-4, moves one option")
+    workers: int = option(2, "runs at once; the cores are shared out among them")
+    results: str | None = option(None, "Markdown file whose marked tables are replaced, RESULTS.md")
 
 
-def described(setting: str) -> tuple[str, list[str]]:
-    """A setting's row name and its options of train.py."""
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs
+
+
+def described(setting: str) -> tuple[str, list[str], int]:
+    """A setting's row name, its options of train.py and its rounds."""
     name, _, value = setting.partition("-")
     if setting not in SETTINGS and (name not in MOVABLE or not value):
         raise InputError(f"--settings {setting}: unknown; choose from {', '.join(SETTINGS)}, or OPTION-VALUE with an "
                          f"option of {', '.join(MOVABLE)}")
-    return SETTINGS.get(setting, (f"--{name} {value}", [f"--{name}", value]))
+    return SETTINGS.get(setting, (f"--{name} {value}", [f"--{name}", value], 2))
 
 
-def train(options: Options, setting: str, seed: int) -> Path:
+def arguments(options: Options, setting: str, seed: int) -> list[str]:
+    """The command line of a run, after `train.py`."""
+    _, given, rounds = described(setting)
+    given = [text.format(out=options.out, seed=seed) for text in given]
+    shared = {"--model": options.model, "--test": str(TOY / f"{options.problems}.jsonl"), "--rounds": str(rounds),
+              "--dev": f"{options.out}/dev.jsonl", "--seed": str(seed), "--out": f"{options.out}/{setting}-{seed}"}
+    return [part for name, value in shared.items() if name not in given for part in (name, value)] + given
+
+
+def prepare(options: Options) -> None:
+    """What some settings read: the training questions with their answers, the solver's, and a part of dev."""
+    rows = read_jsonl(TOY / "train.jsonl")
+    write_jsonl(Path(options.out) / "train-with-answers.jsonl",
+                [row | {"answer": f"#### {make.solve(row['question'])}"} for row in rows])
+    write_jsonl(Path(options.out) / "dev.jsonl", read_jsonl(TOY / "dev.jsonl")[:DEV])
+    if "reward-own" in options.settings and not (Path(options.out) / "reward-own").exists():
+        command = [sys.executable, "-m", "tasks.toy.reward", "--m0", options.model, "--steps", "5", "--out"]
+        subprocess.run([*command, str(Path(options.out).resolve() / "reward-own")], cwd=ROOT, check=True)
+
+
+def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
+    """Copy what the seed's run of ScPO has made already and this run would make alike: its first samples."""
+    folder, scpo = Path(options.out) / f"{setting}-{seed}", Path(options.out) / f"scpo-{seed}"
+    if folder.exists() or setting in ("scpo", "test-queries") or "--k" in argv or not (scpo / "M1/model").exists():
+        return
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(scpo / "M0", beside / "M0")
+    (beside / "M1").mkdir()
+    for name in ("problems.jsonl", "responses.jsonl"):
+        shutil.copyfile(scpo / "M1" / name, beside / "M1" / name)
+    write_text(beside / "results.json", json.dumps({"M0": results_of(scpo)["M0"]}))
+    run = train.complete(parse_options(train.Options, "", argv), Task.load("toy"))
+    write_text(beside / "options.json", json.dumps(asdict(run)))
+    beside.rename(folder)
+
+
+def make_run(options: Options, setting: str, seed: int) -> Path:
     """Run or continue one run; its folder."""
-    folder = Path(options.out) / f"{setting}-{seed}"
-    extra = ["--test", str(ROOT / f"tasks/toy/{options.problems}.jsonl"), *described(setting)[1]]
-    if setting == "gold":  # the shipped training questions have no answers: the solver knows them
-        labelled = Path(options.out) / "train-with-answers.jsonl"
-        if not labelled.exists():
-            rows = read_jsonl(ROOT / "tasks/toy/train.jsonl")
-            write_jsonl(labelled, [row | {"answer": f"#### {make.solve(row['question'])}"} for row in rows])
-        extra += ["--problems", str(labelled)]
-    command = [sys.executable, str(ROOT / "train.py"), "--model", options.model, "--seed", str(seed), "--out", folder]
-    if subprocess.run(command + extra, stdout=subprocess.DEVNULL).returncode:
-        raise InputError(f"the run {folder} failed; its message stands above")
+    argv, folder = arguments(options, setting, seed), Path(options.out) / f"{setting}-{seed}"
+    done = folder / f"M{described(setting)[2]}/eval.json"
+    if done.exists():
+        return folder
+    started = time.time()
+    share(options, setting, seed, argv)
+    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    process = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], stdout=subprocess.DEVNULL,
+                             stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    if process.returncode:
+        raise InputError(f"the run {folder} failed: {process.stderr.splitlines()[-1]}")
+    print(f"{folder}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
     return folder
 
 
-def cell(values: list[float], scale: float = 100.0) -> str:
+def make_runs(options: Options) -> dict[str, list[Path]]:
+    """The folders of every setting's runs. ScPO's come first: others start from them."""
+    first = [setting for setting in options.settings if setting == "scpo"]
+    folders = {}
+    for group in (first, [setting for setting in options.settings if setting != "scpo"]):
+        with ThreadPoolExecutor(options.workers) as pool:
+            futures = {setting: [pool.submit(make_run, options, setting, seed) for seed in range(options.seeds)]
+                       for setting in group}
+            folders |= {setting: [future.result() for future in runs] for setting, runs in futures.items()}
+    return {setting: folders[setting] for setting in options.settings}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def values(folders: list[Path], t: str, name: str) -> list[float]:
+    """A result of M_t, one number per run."""
+    return [results_of(folder)[t][name] for folder in folders]
+
+
+def cell(numbers: list[float], scale: float = 100.0) -> str:
     """Mean ± standard error over seeds."""
-    spread = f" ± {scale * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{scale * statistics.fmean(values):.1f}{spread}"
+    spread = f" ± {scale * statistics.stdev(numbers) / len(numbers) ** 0.5:.1f}" if len(numbers) > 1 else ""
+    return f"{scale * statistics.fmean(numbers):.1f}{spread}"
+
+
+def interval(numbers: list[float]) -> tuple[float, float, float]:
+    """Mean of a difference over seeds and its 95 % interval (Student's t)."""
+    mean = statistics.fmean(numbers)
+    half = T95[len(numbers)] * statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else float("inf")
+    return mean, mean - half, mean + half
+
+
+def verdict(numbers: list[float], above: float = 0.0) -> str:
+    """Whether a difference is above a bound in all but chance; the numbers are paired by seed."""
+    _, low, high = interval(numbers)
+    return "holds" if low > above else "does not hold" if high < above else "within noise"
+
+
+def difference(numbers: list[float]) -> str:
+    mean, low, high = (100 * x for x in interval(numbers))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def rows_of(name: str, folders: list[Path]) -> list[str]:
     """One line per round of a setting."""
-    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    results = [results_of(folder) for folder in folders]
     lines = []
-    for t in ("M0", "M1", "M2"):
-        entries = [r[t] for r in results]
-        step = "" if t == "M0" else cell([r[t]["greedy"] - r[f"M{int(t[1]) - 1}"]["greedy"] for r in results])
+    for t in results[0]:
+        entries, before = [r[t] for r in results], f"M{int(t[1:]) - 1}"
+        step = "" if t == "M0" else cell([r[t]["greedy"] - r[before]["greedy"] for r in results])
         pairs = "" if t == "M0" else f"{statistics.fmean(e['pairs'] for e in entries):.0f}"
         lines.append(f"| {name} | {t} | {cell([e['greedy'] for e in entries])} | {step} | "
                      f"{cell([e['self_consistency'] for e in entries])} | {cell([e['vote_share'] for e in entries])} | "
@@ -90,7 +213,7 @@ def rows_of(name: str, folders: list[Path]) -> list[str]:
 
 
 def written_problems(folders: list[Path]) -> str:
-    """How good the model's own problems of the last round are, by the solver."""
+    """How good the model's own problems of round 2 are, by the solver."""
     written = answerable = right = 0
     for folder in folders:
         for row in read_jsonl(folder / "M2/responses.jsonl"):
@@ -118,23 +241,161 @@ def doubtful_sums(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def qualities(folders: list[Path]) -> list[dict]:
+    """Accuracy of the chosen and rejected responses of round 1, by the solver, one entry per run."""
+    golds = {row["id"]: str(make.solve(row["question"])) for row in read_jsonl(folders[0] / "M1/problems.jsonl")}
+    return [pair_quality(read_jsonl(folder / "M1/pairs.jsonl"), golds, "toy") for folder in folders]
+
+
+def analysis(options: Options, seed: int) -> dict:
+    """Votes and rewards as judges of M0 on the test problems, from 16 samples of that seed; kept in a file."""
+    path = Path(options.out) / f"judges-{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    rows = read_responses(Path(options.out) / f"scpo-{seed}/M0/eval_responses.jsonl")
+    judge, text = load_checkpoint(str(TOY / "reward"), "auto", "cpu", "float32", RewardModel)
+    found = {"reward": order_shares(rows, "toy", reward_responses(judge, text, rows, 512, f"rewards {seed}"))}
+    found["votes"] = order_shares(rows, "toy", [count_votes(response_answers(r, "toy"), "toy") for r in rows])
+    many = Path(options.out) / f"m0-k16-{seed}.jsonl"
+    if not many.exists():
+        command = [sys.executable, str(ROOT / "eval.py"), "--model", options.model, "--k", "16", "--seed", str(seed)]
+        subprocess.run([*command, "--out", str(many)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    rows = read_responses(many)
+    found["somers_d"] = {k: votes_and_accuracy(rows, "toy", k) for k in (2, 4, 8, 16)}
+    write_text(path, json.dumps(found))
+    return json.loads(path.read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+HEAD = "| | | greedy % | gain | self-consistency % | vote share % | pairs |\n|---|---|---|---|---|---|---|"
+
+
+def main_table(runs: dict[str, list[Path]], settings: tuple[str, ...]) -> str:
+    lines = [HEAD]
+    for setting in settings:
+        rows = rows_of(described(setting)[0], runs[setting])
+        lines += rows if setting == "scpo" else rows[1:]  # all start from the same M0
+    return "\n".join(lines)
+
+
+def tau_table(runs: dict[str, list[Path]]) -> str:
+    lines = ["| | pairs | chosen right % | rejected right % | margin | greedy % | self-consistency % |",
+             "|---|---|---|---|---|---|---|"]
+    for tau, setting in THRESHOLDS.items():
+        found = qualities(runs[setting])
+        columns = [f"{statistics.fmean(quality['pairs'] for quality in found):.0f}"]
+        columns += [cell([q[key] for q in found]) for key in ("chosen_accuracy", "rejected_accuracy", "margin")]
+        columns += [cell(values(runs[setting], "M1", name)) for name in ("greedy", "self_consistency")]
+        lines.append(f"| τ = {tau}k | " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def judge_tables(found: list[dict]) -> str:
+    lines = ["| M0's correct/wrong pairs of responses | right % | tied % | wrong % |", "|---|---|---|---|"]
+    for judge, name in (("votes", "by votes"), ("reward", "by the reward model")):
+        lines.append(f"| {name} | " + " | ".join(
+            cell([f[judge][order] for f in found]) for order in ("right", "tied", "wrong")) + " |")
+    lines += ["", "| Somers' D, M0 | k = 2 | k = 4 | k = 8 | k = 16 |", "|---|---|---|---|---|"]
+    for direction, name in enumerate(("of votes, given accuracy", "of accuracy, given votes")):
+        means = [statistics.fmean(f["somers_d"][k][direction] for f in found) for k in ("2", "4", "8", "16")]
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
+def minus(runs: dict[str, list[Path]], a: tuple[str, str], b: tuple[str, str], name: str = "greedy") -> list[float]:
+    """Differences by seed: result `name` of (setting, M_t) a less that of b."""
+    return [x - y for x, y in zip(values(runs[a[0]], a[1], name), values(runs[b[0]], b[1], name))]
+
+
+def claims_table(runs: dict[str, list[Path]], found: list[dict]) -> str:
+    """Claims of the paper: its number, ours over the seeds, and whether it holds."""
+    apart = lambda a, b: [x - y for x, y in zip(a, b)]
+    share = lambda a, b: minus(runs, ("scpo", a), ("scpo", b), "vote_share")
+    help_of_votes = {t: apart(values(runs["scpo"], t, "self_consistency"), values(runs["scpo"], t, "greedy"))
+                     for t in ("M0", "M1", "M2")}
+    margins = {tau: [quality["margin"] for quality in qualities(runs[s])] for tau, s in THRESHOLDS.items()}
+    better = lambda a, b: minus(runs, tuple(a.split()), tuple(b.split()))
+    # what is claimed, in the paper, here, and the bound that the difference must exceed
+    claims = [
+        ("M1 above M0, greedy", "+19.9; MATH +2.9", better("scpo M1", "scpo M0"), 0),
+        ("M2 above M1, greedy", "+2.9; MATH +2.4", better("scpo M2", "scpo M1"), 0),
+        ("a third round adds less than 2 points: M2 − M3", "−0.3; MATH −0.0", better("scpo M2", "scpo M3"), -.02),
+        ("a third round on the test questions above M3", "+1.1; MATH +0.2", better("test-queries M1", "scpo M3"), 0),
+        ("ScPO less than 2 points below gold, M2", "−0.4; MATH −0.6", better("scpo M2", "gold M2"), -.02),
+        ("semi-supervised above gold, M2", "+2.4; MATH +0.2", better("semi M2", "gold M2"), 0),
+        ("ScPO above reward model, M1", "+12.4; MATH −0.7; Zebra +5.7", better("scpo M1", "reward M1"), 0),
+        ("ScPO above reward model, M2", "+13.8; MATH +1.6", better("scpo M2", "reward M2"), 0),
+        ("ScPO above LMSI, M1", "+7.5; MATH +0.6; Zebra +0.8", better("scpo M1", "lmsi M1"), 0),
+        ("ScPO above LMSI, M2", "+7.2; MATH +2.8; Zebra +1.3", better("scpo M2", "lmsi M2"), 0),
+        ("weighted above w = 1, M1", "+2.5; MATH +1.4", better("scpo M1", "unweighted M1"), 0),
+        ("weighted above w = 1, M2", "+1.3; MATH +1.0", better("scpo M2", "unweighted M2"), 0),
+        ("vote share rises, M0 → M1", "yes (Figure 2)", share("M1", "M0"), 0),
+        ("vote share rises, M1 → M2", "yes (Figure 2)", share("M2", "M1"), 0),
+        ("margin of the pairs rises, τ = 0.1k → 0.3k", "MATH +26", apart(margins[0.3], margins[0.1]), 0),
+        ("margin of the pairs rises, τ = 0.3k → 0.5k", "MATH +13", apart(margins[0.5], margins[0.3]), 0),
+        ("margin of the pairs rises, τ = 0.5k → 0.7k", "MATH +11", apart(margins[0.7], margins[0.5]), 0),
+        ("the middle τ is best: 0.5k above 0.1k, M1", "MATH +1.9", better("scpo M1", "tau-0.1 M1"), 0),
+        ("the middle τ is best: 0.5k above 0.7k, M1", "MATH +2.6", better("scpo M1", "tau-0.7 M1"), 0),
+        ("self-consistency helps less, M0 → M1", "10.6 → 10.5; MATH 3.7 → 8.3",
+         apart(help_of_votes["M0"], help_of_votes["M1"]), 0),
+        ("self-consistency helps less, M1 → M2", "10.5 → 7.2; MATH 8.3 → 4.9",
+         apart(help_of_votes["M1"], help_of_votes["M2"]), 0),
+        ("votes order fewer pairs wrong than the reward model", "+11.3; MATH +20.6; Zebra +24.5",
+         [f["reward"]["wrong"] - f["votes"]["wrong"] for f in found], 0),
+        ("self-written problems help, M2", "–", better("scpo M2", "given M2"), 0),
+        ("an epoch chosen by votes less than 2 points below one by labels", "–",
+         better("choose-votes M1", "choose-dev M1"), -.02),
+        ("a vote is better than a coin, M1", "–", better("scpo M1", "coin M1"), 0)]
+    return "\n".join(["| claim | paper, points | here, points [95 % interval] | |", "|---|---|---|---|", *(
+        f"| {claim} | {paper} | {difference(numbers)} | {verdict(numbers, above)} |"
+        for claim, paper, numbers, above in claims)])
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """Put a table between its marks in a Markdown text."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.S)
+    if not pattern.search(text):
+        raise InputError(f"--results: the file has no <!-- {name} --> … <!-- end -->")
+    return pattern.sub(lambda match: match[1] + block + match[2], text)
+
+
 def main() -> None:
     options = parse_options(Options, __doc__)
-    check_options(options, {"seeds": (lambda v: v >= 1, "at least 1")})
+    check_options(options, {"seeds": (lambda v: v >= 1, "at least 1"), "workers": (lambda v: v >= 1, "at least 1")})
     options.settings = tuple(dict.fromkeys(options.settings))
-    names = {setting: described(setting)[0] for setting in options.settings}
-    folders: dict[str, list[Path]] = {setting: [] for setting in options.settings}
-    for seed in range(options.seeds):
-        for setting in options.settings:
-            folders[setting].append(train(options, setting, seed))
-            print(f"{folders[setting][-1]}: done", file=sys.stderr)
-    print("| | | greedy % | gain | self-consistency % | vote share % | pairs |\n|---|---|---|---|---|---|---|")
-    for setting, runs in folders.items():
-        print("\n".join(rows_of(names[setting], runs)))
-    if "scpo" in folders:
-        print("\n" + written_problems(folders["scpo"]))
+    for setting in options.settings:
+        described(setting)  # an unknown one shows now
+    prepare(options)
+    runs = make_runs(options)
+    blocks = {"methods": main_table(runs, options.settings)}
+    if "scpo" in runs:
+        blocks["written"] = written_problems(runs["scpo"])
         if Path(options.model) == make.HERE / "model":  # another M0 had another teacher
-            print(doubtful_sums(folders["scpo"]))
+            blocks["written"] += "\n\n" + doubtful_sums(runs["scpo"])
+    if set(runs) >= set(SETTINGS):
+        found = [analysis(options, seed) for seed in range(options.seeds)]
+        methods = [s for s in SETTINGS if SETTINGS[s][2] > 1 or s == "test-queries"]
+        blocks["methods"] = main_table(runs, methods)
+        blocks["thresholds"] = tau_table(runs)
+        blocks["options"] = main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])
+        blocks["epochs"] = main_table(runs, ["choose-last", "choose-dev", "choose-votes"])
+        blocks["judges"] = judge_tables(found)
+        blocks["control"] = main_table(runs, ["reward-own"])
+        blocks["claims"] = claims_table(runs, found)
+    print("\n\n".join(blocks.values()))
+    if options.results:
+        from bench.figures import draw
+
+        text = Path(options.results).read_text()
+        for name, block in blocks.items():
+            text = replace_block(text, name, block)
+        write_text(options.results, text)
+        points = {tau: (values(runs[s], "M1", "greedy"), statistics.fmean(values(runs[s], "M1", "pairs")))
+                  for tau, s in THRESHOLDS.items()}
+        draw(values, runs, found, points, ROOT / "bench/figures")
 
 
 if __name__ == "__main__":

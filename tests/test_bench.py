@@ -10,7 +10,7 @@ from vote import InputError
 
 def test_settings_are_options_of_train():
     assert study.described("coin")[1] == ["--supervision", "coin"]
-    assert study.described("lr-1e-4") == ("--lr 1e-4", ["--lr", "1e-4"])
+    assert study.described("lr-1e-4") == ("--lr 1e-4", ["--lr", "1e-4"], 2)
     for setting in ("nope", "lr-", "seed-3"):
         with pytest.raises(InputError, match=setting):
             study.described(setting)

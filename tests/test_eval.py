@@ -3,9 +3,11 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
-from eval import gold_answer, majority, paired_difference, score, score_row, table
+from eval import (gold_answer, majority, order_shares, pair_quality, paired_difference, score, score_row, somers_d,
+                  table, votes_and_accuracy)
 from vote import InputError
 
 ROW = {"id": "a", "responses": ["#### 4", "#### 4", "#### 5", "no", "#### 9"], "ended": [True, True, True, True, False],
@@ -56,3 +58,35 @@ def test_paired_difference_uses_the_shared_problems():
                                           (None, None), ("none", None)])
 def test_gold_is_a_worked_solution_or_a_bare_answer(answer, gold):
     assert gold_answer({"answer": answer}, "gsm8k") == gold
+
+
+def test_order_of_correct_and_wrong_responses_by_hand():
+    """Right: 0 and 1, wrong: 2, 3 and 4. Of the six pairs, scores order two right, tie one, order three wrong."""
+    assert order_shares([ROW], "toy", [[5.0, 1.0, 1.0, 2.0, 6.0]]) == {"right": 2 / 6, "tied": 1 / 6, "wrong": 3 / 6}
+    assert order_shares([ROW | {"gold": "77"}], "toy", [[1, 2, 3, 4, 5]]) == {"right": 0, "tied": 0, "wrong": 0}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_somers_d_equals_scipys_in_both_directions(seed):
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(seed)
+    votes, right = rng.integers(0, 9, 200), rng.integers(0, 2, 200)
+    assert somers_d(votes, right) == pytest.approx(stats.somersd(right, votes).statistic)  # scipy: given first
+    assert somers_d(right, votes) == pytest.approx(stats.somersd(votes, right).statistic)
+    assert somers_d([1, 2, 3], [0, 0, 0]) == 0.0 and somers_d([1, 2, 3], [0, 0, 1]) == 1.0
+
+
+def test_votes_and_accuracy_look_at_the_first_k_alone():
+    """k = 3: the most voted is right with 2 votes, the least voted wrong with 1. k = 4 adds a response of 0 votes."""
+    rows = [ROW | {"id": i} for i in range(3)]
+    assert votes_and_accuracy(rows, "toy", 3) == votes_and_accuracy(rows, "toy", 4) == (1.0, 1.0)
+    split = [ROW | {"id": i, "gold": g} for i, g in enumerate("4455")]  # votes say nothing of who is right
+    assert votes_and_accuracy(split, "toy", 3) == (0.0, 0.0)
+
+
+def test_pair_quality_counts_pairs_with_a_known_answer():
+    pair = {"chosen": "x", "rejected": "y", "answer_chosen": "4", "answer_rejected": "5"}
+    pairs = [{"id": 0, **pair}, {"id": 1, **pair}, {"id": 2, **pair}, {"id": 3, **pair}]
+    quality = pair_quality(pairs, {0: "4", 1: "5", 2: "6", 3: None}, "toy")
+    assert quality == {"pairs": 4, "with_gold": 3, "chosen_accuracy": 1 / 3, "rejected_accuracy": 1 / 3, "margin": 0.0}
+    assert pair_quality(pairs, {0: "4"}, "toy")["margin"] == 1.0

@@ -214,17 +214,17 @@ def test_written_problems_are_new_and_whole(toy_checkpoint, monkeypatch):
     text, given = Text(toy_checkpoint), [{"question": f"Tom has {n} apples?"} for n in range(6)]
     replies = [" Ann buys 3?", " Ann buys 4?", " ann  buys 3", " tom has 5 apples", " She has 1?", " ", " Ann bu"]
     calls = scripted(monkeypatch, text, [(r, i < 6) for i, r in enumerate(replies)])
-    kept, dropped = sample.write_problems(None, text, TASK, given, 7, known=["She has 1"], name="n", longest=99, **HOW)
+    kept, dropped = sample.write_problems(None, text, TASK, given, 7, known=["She has 1"], name="n", **HOW)
     assert kept == [{"id": "n-0", "question": "Ann buys 3?"}, {"id": "n-1", "question": "Ann buys 4?"}]
     assert dropped == {"cut off": 1, "malformed": 1, "too long": 0, "seen before": 3}
     shown = [prompt.removesuffix("Q:").splitlines() for prompt in calls[0]["prompts"]]
     assert all(len(set(s)) == 4 and set(s) <= {f"Q: {p['question']}" for p in given} for s in shown)
     assert len({tuple(s) for s in shown}) > 3
     assert set(text.newline_ids() + text.stop_ids) <= set(calls[0]["stop_ids"])
-    _, dropped = sample.write_problems(None, text, TASK, given, 7, known=[], longest=9, **HOW)
+    _, dropped = sample.write_problems(None, text, TASK, given, 7, known=[], fits=lambda problem: False, **HOW)
     assert dropped["too long"] == 4  # their prompts would leave no room for an answer
     for seed in (0, 1):
-        sample.write_problems(None, text, TASK, given, 7, known=[], longest=99, **{**HOW, "seed": [seed]})
+        sample.write_problems(None, text, TASK, given, 7, known=[], **{**HOW, "seed": [seed]})
     assert calls[0]["prompts"] == calls[2]["prompts"] != calls[3]["prompts"]
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from scpo import build_pair, choose_gold, choose_pair, collate, pair_weight, scpo_loss, token_logps, unanimous
+from scpo import (build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, token_logps,
+                  unanimous)
 
 NAMES = ["policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps"]
 
@@ -90,11 +91,27 @@ def test_pair_line_has_everything_trl_and_a_reader_need():
 
 def test_gold_takes_a_right_and_a_wrong_response():
     answers = ["1", "2", None, "1", "3"]
-    drawn = {choose_gold(answers, "1", "toy", random.Random(s))[0] for s in range(200)}
-    assert drawn == {(c, r) for c in (0, 3) for r in (1, 2, 4)}
-    assert [choose_gold(answers, g, "toy", random.Random(0)) for g in ("9", None)] == [
-        (None, "none right"), (None, "no gold answer")]
-    assert choose_gold(["1", "1"], "1", "toy", random.Random(0)) == (None, "none wrong")
+    choose = lambda answers, gold, seed=0: choose_gold(answers, 5, gold, "toy", random.Random(seed))
+    assert {choose(answers, "1", s)[0] for s in range(200)} == {(c, r) for c in (0, 3) for r in (1, 2, 4)}
+    assert [choose(answers, gold) for gold in ("9", None)] == [(None, "none right"), (None, "no gold answer")]
+    assert choose(["1"] * 5, "1") == choose(["1"] * 7, "1") == (None, "none wrong")
+    assert {choose(["1"] * 5 + ["2", "1", None], "1", s)[0][1] for s in range(50)} == {5, 7}  # hotter ones, if need be
+    assert {choose(["1"] * 4 + ["2", "3"], "1", s)[0][1] for s in range(50)} == {4}
+    assert choose(["2"] * 5 + ["1"], "1") == (None, "none right")  # a hotter response is never chosen
+
+
+def test_reward_takes_the_extremes():
+    assert choose_reward([0.5, -1.0, 2.0, -1.0]) == ((2, 1), "pair")
+    assert choose_reward([0.5, 0.5]) == (None, "tied")
+
+
+def test_lmsi_needs_a_clear_vote_and_no_second_answer():
+    row = {"id": "p", "prompt": "Q", "responses": list("abcd"), "ended": [True] * 4}
+    build = lambda answers, tau=0.5: build_pair(row, answers, tau, "toy", random.Random(0), supervision="lmsi")
+    pair, reason = build(["1"] * 4)
+    assert reason == "pair" and pair["rejected"] is None and pair["weight"] == 1.0 and pair["votes_chosen"] == 4
+    assert build(["1", "1", "2", None], 0.75) == (None, "below tau") and build([None] * 4) == (None, "below tau")
+    assert build([None, "1", "2", "1"])[0]["chosen"] in "bd"
 
 
 def test_controls_change_who_is_chosen_and_the_weight():

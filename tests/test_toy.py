@@ -76,7 +76,7 @@ def test_m0_half_knows_how_and_its_majority_knows_more(files):
 
 def test_m0_writes_new_problems_that_can_be_answered(files):
     model, text = sample.load_checkpoint(str(TOY / "model"), "auto", "cpu", "float32")
-    new, _ = sample.write_problems(model, text, sample.Task.load("toy"), files["train"], 200, known=[], longest=900,
+    new, _ = sample.write_problems(model, text, sample.Task.load("toy"), files["train"], 200, known=[],
                                    temperature=0.7, top_p=0.9, max_new_tokens=64, seed=[0])
     valid = [p for p in new if make.solve(p["question"]) is not None]
     assert len(valid) >= 0.8 * 200 and len({make.skeleton(p["question"]) for p in valid}) >= 0.9 * len(valid)

@@ -102,8 +102,8 @@ def test_stopped_in_a_stage_and_started_again(finished, tmp_path, monkeypatch, l
         if path.suffix:
             path.with_name(name + ".part").write_text('{"half')
     if lost != "eval.json":
-        (again / "M2/model.part").mkdir()
-        (again / "M2/model.part/model.safetensors").write_bytes(b"half")
+        (again / "M2/epochs/1.part").mkdir(parents=True)
+        (again / "M2/epochs/1.part/model.safetensors").write_bytes(b"half")
     run(monkeypatch, train, *SMALL, "--out", again)
     whole, now = stage_files(finished), stage_files(again)
     assert {n: b for n, b in now.items() if not n.endswith(".part")} == whole
@@ -185,7 +185,7 @@ def test_every_training_option_acts(finished, change):
 
     def trained(**values):
         model = Llama.from_pretrained(TOY / "model")
-        train.optimise(model, text, pairs, options(**{"epochs": 1, "batch_size": 3, **values}), 1)
+        train.optimise(model, text, pairs, options(**{"epochs": 1, "batch_size": 3, **values}), 1, lambda epoch: None)
         return model.model.norm.weight.detach()
 
     assert not torch.equal(trained(), trained(**change)) and torch.equal(trained(), trained())
@@ -290,17 +290,146 @@ def test_killed_between_the_model_and_the_evaluation(finished, tmp_path, monkeyp
     assert {**now, "seconds": 0} == {**before, "seconds": 0}
 
 
-@pytest.mark.parametrize("change, weights", [([], None), (["--no-weight"], {1.0}), (["--supervision", "gold"], {1.0})])
-def test_supervision_reaches_the_pairs(change, weights, finished, tmp_path, monkeypatch):
-    vote.write_jsonl(tmp_path / "labelled.jsonl", vote.read_jsonl(TOY / "dev.jsonl"))
-    run(monkeypatch, train, *SMALL, *change, "--problems", tmp_path / "labelled.jsonl", "--rounds", "1", "--limit",
-        "16", "--out", tmp_path / "run")
-    pairs = vote.read_jsonl(tmp_path / "run/M1/pairs.jsonl")
-    gold = {row["id"]: vote.extract_answer(row["answer"], "toy") for row in vote.read_jsonl(TOY / "dev.jsonl")}
-    assert weights is None or {pair["weight"] for pair in pairs} == weights
-    if "gold" in change:
-        assert all(p["answer_chosen"] == gold[p["id"]] != p["answer_rejected"] for p in pairs)
-        assert not any("extra_responses" in row for row in vote.read_jsonl(tmp_path / "run/M1/responses.jsonl"))
+GOLD = {row["id"]: vote.extract_answer(row["answer"], "toy") for row in vote.read_jsonl(TOY / "dev.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def half_labelled(tmp_path_factory) -> Path:
+    """24 problems, every other one with its answer."""
+    path = tmp_path_factory.mktemp("problems") / "half.jsonl"
+    rows = vote.read_jsonl(TOY / "dev.jsonl")[:24]
+    vote.write_jsonl(path, [row if i % 2 else {k: row[k] for k in ("id", "question")} for i, row in enumerate(rows)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(half_labelled, tmp_path_factory):
+    """Round 1 under every supervision, and with w = 1: (pairs, responses, folder of the run) by option."""
+    runs = {}
+    for change in ("scpo", "no-weight", "semi", "gold", "reward", "lmsi", "coin"):
+        folder = tmp_path_factory.mktemp(change) / "run"
+        how = ["--no-weight"] if change == "no-weight" else ["--supervision", change]
+        with pytest.MonkeyPatch.context() as patch:
+            run(patch, train, *SMALL, *how, "--problems", half_labelled, "--rounds", "1", "--out", folder)
+        runs[change] = *(vote.read_jsonl(folder / f"M1/{name}.jsonl") for name in ("pairs", "responses")), folder
+    return runs
+
+
+def test_all_supervisions_judge_the_same_responses(judged):
+    assert len({(folder / "M1/responses.jsonl").read_bytes() for _, _, folder in judged.values()}) == 1
+    assert len({(folder / "M1/problems.jsonl").read_bytes() for _, _, folder in judged.values()}) == 1
+    weights = [(folder / "M1/model/model.safetensors").read_bytes() for _, _, folder in judged.values()]
+    assert len(set(weights)) == len(weights)
+
+
+def test_without_weights_the_pairs_are_the_same(judged):
+    plain, weighted = judged["no-weight"][0], judged["scpo"][0]
+    assert {pair["weight"] for pair in plain} == {1.0} != {pair["weight"] for pair in weighted}
+    assert [pair | {"weight": 0} for pair in plain] == [pair | {"weight": 0} for pair in weighted]
+
+
+def test_gold_takes_labelled_problems_alone_and_semi_adds_the_votes_on_the_others(judged, half_labelled):
+    labelled = {row["id"] for row in vote.read_jsonl(half_labelled) if "answer" in row}
+    gold, semi, votes = (judged[name][0] for name in ("gold", "semi", "scpo"))
+    assert gold and {pair["id"] for pair in gold} <= labelled and {pair["weight"] for pair in gold} == {1.0}
+    assert all(pair["answer_chosen"] == GOLD[pair["id"]] != pair["answer_rejected"] for pair in gold)
+    voted = [pair for pair in votes if pair["id"] not in labelled]
+    assert voted and [pair for pair in semi if pair["id"] not in labelled] == voted
+    by_gold = [pair for pair in semi if pair["id"] in labelled]
+    assert [pair["id"] for pair in by_gold] == [pair["id"] for pair in gold]
+
+
+def test_reward_takes_the_highest_against_the_lowest(judged):
+    pairs, responses, folder = judged["reward"]
+    rewards = {row["id"]: row["rewards"] for row in vote.read_jsonl(folder / "M1/rewards.jsonl")}
+    assert set(rewards) == {row["id"] for row in responses} and len(pairs) == len(responses)
+    for pair in pairs:
+        scores = rewards[pair["id"]]
+        assert len(scores) == 4 and scores[pair["sample_chosen"]] == max(scores) and pair["weight"] == 1.0
+        assert scores[pair["sample_rejected"]] == min(scores)
+
+
+def test_lmsi_rejects_nothing_and_its_loss_is_the_nll(judged):
+    pairs, _, folder = judged["lmsi"]
+    assert {pair["rejected"] for pair in pairs} == {None} and len(pairs) > len(judged["scpo"][0])  # unanimous ones too
+    assert all(pair["votes_chosen"] >= 2 for pair in pairs)
+    log = vote.read_jsonl(folder / "M1/log.jsonl")
+    assert all(step["loss"] == step["nll"] and "margin" not in step for step in log)
+
+
+@pytest.mark.parametrize("argv, needle", [
+    (["--supervision", "semi"], "no problem in"), (["--supervision", "gold"], "no problem in"),
+    (["--supervision", "vibes"], "choose from scpo, semi"), (["--choose", "best"], "choose from last"),
+    (["--supervision", "reward", "--reward-model", TOY / "model"], "num_objectives"),
+    (["--supervision", "reward", "--reward-model", "/no/such/folder"], "--reward-model"),
+    (["--writer", "/no/such/folder", "--new-problems", "4"], "--writer"), (["--dev", "/no/such/file"], "no such file"),
+    (["--choose", "dev", "--dev", TOY / "train.jsonl"], "--choose dev: no problem in")])
+def test_what_a_judge_or_a_choice_asks_for_must_be_there(argv, needle, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, train, *SMALL, "--limit", "6", *argv, "--out", tmp_path / "run")
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert exit_.value.code == 2 and message.startswith("error: ") and needle in message
+
+
+def test_tasks_that_ship_neither_dev_nor_reward_model_ask_for_them(tmp_path):
+    given = {"task": "gsm8k", "model": "M", "problems": "P"}
+    for change, needle in (({"choose": "votes"}, "needs --dev"), ({"supervision": "reward"}, "needs --reward-model")):
+        with pytest.raises(vote.InputError, match=needle):
+            train.complete(train.Options(**given, **change), sample.Task.load("gsm8k"))
+
+
+def test_another_model_may_write_the_problems(tmp_path, monkeypatch):
+    """The writer's problems are those it would write itself, whoever answers them."""
+    small = [*SMALL, "--new-problems", "6", "--rounds", "1", "--limit", "8"]
+    run(monkeypatch, train, *small, "--lr", "1e-3", "--out", tmp_path / "other")  # a model unlike M0
+    other = tmp_path / "other/M1/model"
+    run(monkeypatch, train, *small, "--writer", TOY / "model", "--model", other, "--out", tmp_path / "a")
+    run(monkeypatch, train, *small, "--model", other, "--out", tmp_path / "b")
+    written = [[row["question"] for row in vote.read_jsonl(tmp_path / name / "M1/problems.jsonl")[8:]]
+               for name in ("other", "a", "b")]
+    assert written[0] == written[1] != written[2] and len(written[0]) > 2
+
+
+# --- which epoch
+
+
+def test_best_epoch_by_labels_and_by_votes():
+    score = lambda greedy, share, different: {"greedy": greedy, "vote_share": share, "different_answers": different}
+    scores = [score(0.9, 0.99, 40), score(0.3, 0.6, 38), score(0.5, 0.5, 30), score(0.5, 0.7, 20), score(0.1, 1.0, 19)]
+    assert train.best_epoch(scores, "dev") == 2  # M_{t-1} is no candidate, the earlier of two equals is taken
+    assert train.best_epoch(scores, "votes") == 3  # epoch 4 has collapsed: fewer than half of the 40 answers
+    assert train.best_epoch([score(0, 0.5, 40), score(0, 0.9, 3), score(0, 1.0, 1)], "votes") == 1
+
+
+def test_the_epoch_is_chosen_and_only_labels_need_labels(tmp_path, monkeypatch):
+    """Garbage answers leave the choice by votes alone; the kept model is the epoch's, the others are gone."""
+    garbage = tmp_path / "garbage.jsonl"
+    vote.write_jsonl(garbage, [row | {"answer": "#### 7"} for row in vote.read_jsonl(TOY / "dev.jsonl")])
+    small = [*SMALL, "--rounds", "1", "--epochs", "3", "--lr", "2e-3", "--limit", "16"]
+    for name, how in (("last", []), ("votes", ["--choose", "votes"]), ("dev", ["--choose", "dev"]),
+                      ("garbage", ["--choose", "votes", "--dev", garbage])):
+        run(monkeypatch, train, *small, *how, "--out", tmp_path / name)
+        assert not (tmp_path / name / "M1/epochs").exists() and (tmp_path / name / "M1/model").exists()
+    assert stage_files(tmp_path / "votes") == stage_files(tmp_path / "garbage")
+    scores = {name: vote.read_jsonl(tmp_path / name / "M1/epochs.jsonl") for name in ("votes", "dev")}
+    assert [row["epoch"] for row in scores["dev"]] == [0, 1, 2, 3] and scores["votes"][0]["greedy"] is None
+    assert [a["vote_share"] for a in scores["votes"]] == [b["vote_share"] for b in scores["dev"]]
+    log = vote.read_jsonl(tmp_path / "last/M1/log.jsonl")
+    assert log == vote.read_jsonl(tmp_path / "votes/M1/log.jsonl")  # the choice comes after the training
+    for name in ("votes", "dev"):
+        same = [(tmp_path / n / "M1/model/model.safetensors").read_bytes() for n in (name, "last")]
+        assert (same[0] == same[1]) == (train.best_epoch(scores[name], name) == 3)
+
+
+def test_stopped_after_the_choice_and_before_the_renaming(tmp_path, monkeypatch):
+    small = [*SMALL, "--rounds", "1", "--epochs", "2", "--choose", "votes", "--limit", "12", "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "best_epoch", lambda scores, choose: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(patch, train, *small)
+    assert {p.name for p in (tmp_path / "run/M1/epochs").iterdir()} == {"1", "2"}
+    run(monkeypatch, train, *small)
+    assert (tmp_path / "run/M1/eval.json").exists() and not (tmp_path / "run/M1/epochs").exists()
 
 
 def test_extra_responses_can_be_switched_off(tmp_path, monkeypatch):

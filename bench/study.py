@@ -356,10 +356,10 @@ def claims_table(runs: dict[str, list[Path]], found: list[dict]) -> str:
 
 def replace_block(text: str, name: str, block: str) -> str:
     """Put a table between its marks in a Markdown text."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.S)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
     if not pattern.search(text):
         raise InputError(f"--results: the file has no <!-- {name} --> … <!-- end -->")
-    return pattern.sub(lambda match: match[1] + block + match[2], text)
+    return pattern.sub(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import Llama, RewardModel
+from model import Llama, RewardModel, gathered, rank_and_size
 from sample import SamplingOptions, Task, Text, answer_problems, check_out, load_checkpoint, read_problems
 from scpo import collate
 from tasks.zebralogic.puzzle import gold_table, right_cells
@@ -200,14 +200,16 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
         sequences += [(prompt, text.encode_response(response.strip())) for response in row["responses"]]
         prompt_ends += [closes] * len(row["responses"])
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))  # alike lengths: little padding
-    scores, device = torch.zeros(len(sequences)), model.model.norm.weight.device
-    for start in tqdm(range(0, len(order), batch), progress, unit="batch", leave=False):
-        chosen = order[start : start + batch]
+    scores: dict[int, float] = {}
+    device, (rank, ranks) = model.model.norm.weight.device, rank_and_size()
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    for chosen in tqdm(batches[rank::ranks], progress, unit="batch", leave=False):
         tokens, targets = collate([sequences[i] for i in chosen])  # (R, T) each
         ends = targets.shape[1] - 1 - targets.flip(1).int().argmax(1)  # (R,) the last token of each response
         closes = torch.tensor([prompt_ends[i] for i in chosen])
-        scores[chosen] = model(tokens.to(device), closes.to(device), ends.to(device)).float().cpu()
-    return [part.tolist() for part in scores.split([len(row["responses"]) for row in rows])]
+        scores |= zip(chosen, model(tokens.to(device), closes.to(device), ends.to(device)).tolist())
+    scores, places = gathered(scores), iter(range(len(sequences)))
+    return [[scores[next(places)] for _ in row["responses"]] for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,22 +8,30 @@ Letters in shape comments
     B  rows of the batch           T  tokens of this call           S  keys in sight: cached tokens + T
     C  hidden_size                 V  vocab_size                    D  head_dim
     H  num_attention_heads         K  num_key_value_heads           F  intermediate_size
-    O  num_objectives of a reward model
+    O  num_objectives of a reward model                             N  response tokens of all rows
 """
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from vote import InputError
+
+CHUNK = 1024  # response tokens whose logits exist at once: at a vocabulary of 128,256 half a gigabyte in fp32
+SHARD = 5 * 10**9  # bytes of one safetensors file; a larger checkpoint is split and gets an index
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,7 @@ class Body(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.recompute = False  # of a block keep the input alone, and go through it again in the backward pass
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -216,7 +225,8 @@ class Body(nn.Module):
         angles = positions[..., None, None] * rope_frequencies(self.config, tokens.device)  # (B|1, T, 1, D/2), fp32
         rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer, block in enumerate(self.layers):
-            x = block(x, rope, place, layer)
+            again = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(block, x, rope, place, layer, use_reentrant=False) if again else block(x, rope, place, layer)
         if cache is not None:
             cache.lengths = cache.lengths + tokens.shape[1]
         return self.norm(x)
@@ -242,40 +252,44 @@ class Checkpoint(nn.Module):
         config = Config.from_dict(raw, str(folder / "config.json"))
         with torch.device("meta"):
             model = cls(config, raw)
-        expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-        state = {}
-        for path in weight_files(folder):
-            try:
-                with safe_open(path, framework="pt", device=str(device)) as tensors:
-                    for name in tensors.keys():
-                        if name.endswith("rotary_emb.inv_freq"):  # a table some Llama 2 folders carry; computed here
-                            continue
-                        shape = tuple(tensors.get_slice(name).get_shape())
-                        if name not in expected:
-                            raise InputError(f"{path}: tensor {name} does not belong to this config.json")
-                        if shape != expected[name]:
-                            raise InputError(f"{path}: tensor {name} is {shape}, config.json asks {expected[name]}")
-                        state[name] = tensors.get_tensor(name).to(dtype)
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
-        absent = sorted(expected.keys() - state.keys())
-        if absent:
-            raise InputError(f"{folder}: {len(absent)} tensors are missing from the weights, the first is {absent[0]}")
+        state = {name: tensor.to(dtype) for name, tensor in read_tensors(folder, model, device)}
         model.load_state_dict(state, assign=True)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, a folder that `from_pretrained` and `transformers` load."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        raw = {**self.raw_config, "dtype": str(next(self.parameters()).dtype).removeprefix("torch.")}
-        raw.pop("torch_dtype", None)  # the older spelling of "dtype", which would contradict it
-        try:
-            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise InputError(f"{folder}/model.safetensors: cannot be written ({error})") from error
-        (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+        """Write `config.json` and the weights, a folder that `from_pretrained`, `transformers` and vLLM load.
+
+        Up to SHARD bytes are one `model.safetensors`, more are several and an index. Of a sharded model every rank must
+        call this: tensors are put together one after the other, and the first rank writes them.
+        """
+        folder, state, first = Path(folder), self.state_dict(), rank_and_size()[0] == 0
+        files: list[list[str]] = [[]]
+        size = lambda names: sum(state[name].numel() * state[name].element_size() for name in names)
+        for name in state:
+            if files[-1] and size([*files[-1], name]) > SHARD:
+                files.append([])
+            files[-1].append(name)
+        title = "model-{:05d}-of-{:05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        weight_map = {name: title.format(i, len(files)) for i, names in enumerate(files, 1) for name in names}
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+        for names in files:
+            part = {}
+            for name in names:
+                whole = state[name].full_tensor() if isinstance(state[name], DTensor) else state[name]
+                part |= {name: whole.detach().cpu().contiguous()} if first else {}
+            try:
+                if first:
+                    save_file(part, folder / weight_map[names[0]], metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise InputError(f"{folder / weight_map[names[0]]}: cannot be written ({error})") from error
+        if first:
+            raw = {**self.raw_config, "dtype": str(next(self.parameters()).dtype).removeprefix("torch.")}
+            raw.pop("torch_dtype", None)  # the older spelling of "dtype", which would contradict it
+            (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+        if first and len(files) > 1:
+            index = {"metadata": {"total_size": size(state)}, "weight_map": weight_map}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 class Llama(Checkpoint):
@@ -298,6 +312,47 @@ class Llama(Checkpoint):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         return self.head(self.model(tokens, cache))  # (B, T, V)
+
+    def response_logps(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """log p of each row's marked tokens given all before them, summed, in nats: (B,) fp32.
+
+        tokens (B, T); targets (B, T) bool marks the response. Other positions are not projected to the vocabulary, and
+        the logits of no more than CHUNK exist at once, in the backward pass too, where they are computed again.
+        """
+        hidden = self.model(tokens)  # (B, T, C)
+        row, position = targets.nonzero(as_tuple=True)  # (N,) each
+        states, wanted = hidden[row, position - 1], tokens[row, position]  # (N, C), (N,): predicted one before
+        logps = torch.cat([checkpoint(self.token_logps, *part, use_reentrant=False)
+                           for part in zip(states.split(CHUNK), wanted.split(CHUNK))])  # (N,)
+        return torch.zeros(len(tokens), device=tokens.device).index_add(0, row, logps)  # (B,)
+
+    def token_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_logps(self.head(hidden), targets)
+
+    @classmethod
+    def sharded(cls, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Self:
+        """A checkpoint for training on all ranks: each holds its part of every tensor, in fp32 (FSDP2).
+
+        A block is put together when it is computed, in `dtype`; gradients are reduced in fp32. Read tensor by tensor,
+        so no rank ever holds more than its part and one tensor.
+        """
+        folder = Path(folder)
+        raw = read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
+        with torch.device("meta"):
+            model = cls(Config.from_dict(raw, str(folder / "config.json")), raw)
+        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for block in model.model.layers:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(model, "response_logps")
+        model.to_empty(device=device)
+        state = model.state_dict()
+        for name, whole in read_tensors(folder, model, device):
+            part = distribute_tensor(whole.float(), mesh, state[name].placements, src_data_rank=None)
+            with torch.no_grad():
+                state[name].copy_(part)
+        return model.train()
 
 
 class Gating(nn.Module):
@@ -347,6 +402,59 @@ class RewardModel(Checkpoint):
         rows = torch.arange(len(tokens), device=tokens.device)
         rewards = self.regression_layer(hidden[rows, response_ends]) @ self.reward_transform_matrix  # (B, O)
         return (self.gating(hidden[rows, prompt_ends]) * rewards).sum(-1)  # (B,)
+
+
+def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """log p of each target: logits (N, V) of any precision and targets (N,) → (N,) in fp32."""
+    logits = logits.float()  # a sum of bf16 log-probs near -300 would move in steps of 2
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes, one per GPU. Without a launcher there is one, and none of this communicates.
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Which process this is, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gathered(mine: dict) -> dict:
+    """The union of what each rank has, on every rank."""
+    if rank_and_size()[1] == 1:
+        return mine
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_tensors(folder: Path, model: nn.Module, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint folder, one after the other, exactly those that the model has.
+
+    Raises InputError naming the file for one that is broken, missing, left over, or of another shape.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as tensors:
+                for name in tensors.keys():
+                    if name.endswith("rotary_emb.inv_freq"):  # a table some Llama 2 folders carry; computed here
+                        continue
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    if shape != expected.get(name, shape):
+                        raise InputError(f"{path}: tensor {name} is {shape}, config.json asks {expected[name]}")
+                    if expected.pop(name, None) is None:
+                        raise InputError(f"{path}: tensor {name} does not belong to this config.json")
+                    yield name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    if expected:
+        raise InputError(f"{folder}: {len(expected)} tensors are missing from the weights, the first is "
+                         f"{min(expected)}")
 
 
 def read_json(path: Path, hint: str) -> dict:

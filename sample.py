@@ -13,6 +13,7 @@ Letters in shape comments
 """
 
 import json
+import os
 import random
 import re
 import zlib
@@ -27,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from model import Checkpoint, KVCache, Llama, read_json
+from model import Checkpoint, KVCache, Llama, gathered, rank_and_size, read_json
 from tasks.zebralogic.puzzle import json_form, rephrased_puzzle, table_header
 from vote import (EXTRACTORS, InputError, check_options, option, parse_options, read_jsonl, run_script, show_votes,
                   write_jsonl)
@@ -99,10 +100,12 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
                          f"max_position_embeddings {context_length(model)}; lower --max-new-tokens or drop the longest "
                          "problems")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
-    responses: list[list[Response]] = [[] for _ in prompts]
+    size = max(1, rows // k)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    rank, ranks = rank_and_size()
+    responses: dict[int, list[Response]] = {}
     with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress, leave=False) as bar:
-        for start in range(0, len(order), max(1, rows // k)):
-            batch = order[start : start + max(1, rows // k)]
+        for batch in batches[rank::ranks]:  # whole batches, so that the files are the same for any number of ranks
             uniforms = np.concatenate([
                 uniforms_of(seed, prompts[i], range(first_sample, first_sample + k), max_new_tokens) for i in batch])
             cache, logits = prefill(model, [prompts[i] for i in batch], k, max_new_tokens)
@@ -111,8 +114,9 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
             decoded = decode(model, cache, logits, choose, max_new_tokens, set(stop_ids), stopped, bar)
             for place, i in enumerate(batch):
                 responses[i] = decoded[place * k : (place + 1) * k]
-            bar.set_postfix_str(f"{min(start + len(batch), len(order))}/{len(order)} prompts")
-    return responses
+            bar.set_postfix_str(f"{len(responses)}/{sum(map(len, batches[rank::ranks]))} prompts")
+    responses = gathered(responses)
+    return [responses[i] for i in range(len(prompts))]
 
 
 def context_length(model: Llama) -> int:
@@ -448,6 +452,17 @@ def check_out(path: str) -> None:
         raise InputError(f"--out {path}: cannot be written ({error.strerror}); choose another name") from error
 
 
+def usable_device(device: str) -> torch.device:
+    """The device of this process: "auto" is its own GPU, or the CPU where there is none."""
+    if device in ("auto", "cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() or device == "cuda" else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+    return torch.device(device)
+
+
 def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind: type[Loaded] = Llama,
                     named: str = "--model") -> tuple[Loaded, Text]:
     """Model and text side of a checkpoint folder, with the `--chat --device --dtype` of any script.
@@ -458,14 +473,8 @@ def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind
         raise InputError(f"{named}: this task ships none; give a checkpoint folder in Hugging Face's Llama layout")
     if not Path(folder).is_dir():
         raise InputError(f"{named} {folder}: no such folder")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
     text = Text(folder, chat)
-    model = kind.from_pretrained(folder, dtype=getattr(torch, dtype), device=device)
+    model = kind.from_pretrained(folder, dtype=getattr(torch, dtype), device=usable_device(device))
     if text.tokenizer.get_vocab_size() > model.config.vocab_size:
         raise InputError(f"{folder}: tokenizer.json has {text.tokenizer.get_vocab_size()} tokens, the model only "
                          f"{model.config.vocab_size}: they do not belong together")

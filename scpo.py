@@ -176,12 +176,6 @@ def nll_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
     return -policy_chosen_logps / chosen_lengths
 
 
-def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """log p of each target: logits (N, V) of any precision and targets (N,) → (N,) in fp32."""
-    logits = logits.float()  # a sum of bf16 log-probs near -300 would move in steps of 2
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-
-
 def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """(prompt, response) token lists → tokens (R, T), padded on the right, and targets (R, T) bool.
 

@@ -2,6 +2,7 @@
 
     python train.py                                              # the miniature, on a CPU in minutes
     python train.py --task gsm8k --model DIR --problems train.jsonl --test test.jsonl --out runs/gsm8k
+    torchrun --nproc-per-node 8 train.py …                       # the same on 8 GPUs, for models of 8B parameters
 
 Each round t: write new problems → sample k responses to every problem → vote and build pairs → optimise, starting from
 M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through files in runs/NAME/Mt/, made to be read:
@@ -11,6 +12,7 @@ M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through 
     rewards.jsonl     what the reward model thinks of each              (only with --supervision reward)
     pairs.jsonl       prompt, chosen, rejected, weight, votes, and the two reference log-probs
     log.jsonl         one line per optimiser step
+    progress-N/       the optimiser after N steps; deleted when the round's training is done
     epochs.jsonl      what each epoch's checkpoint does on the dev problems       (only with --choose dev or votes)
     model/            M_t, a Hugging Face checkpoint folder
     eval_responses.jsonl, eval.json                           (only with test problems)
@@ -24,22 +26,31 @@ import math
 import os
 import random
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from eval import EVALUATION, evaluate, gold_answer, majority, reward_responses, score, table
-from model import Llama, RewardModel, read_json
+from model import Llama, RewardModel, gathered, rank_and_size, read_json
 from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, context_length, load_checkpoint,
-                    read_problems, unlabelled, write_problems)
-from scpo import SUPERVISION, build_pair, collate, nll_loss, scpo_loss, token_logps, unanimous
+                    read_problems, unlabelled, usable_device, write_problems)
+from scpo import SUPERVISION, build_pair, collate, nll_loss, scpo_loss, unanimous
 from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
                   show_votes, write_jsonl, write_text)
 
@@ -81,6 +92,9 @@ class Options:
     choose: str = option("last", "epoch that becomes M_t; " + "; ".join(f"{n}: {s}" for n, s in CHOICES.items()))
     batch_size: int | None = option(None, "pairs per optimiser step (paper: 16)")
     micro_batch: int = option(8, "pairs in memory at once; gradients accumulate up to the batch size")
+    recompute: bool = option(False, "keep of each block its input alone and compute it again in the backward pass: a "
+                                    "third more time for a fraction of the memory")
+    checkpoint_every: int = option(200, "optimiser steps between two copies of the optimiser on disk")
     clip: float = option(1.0, "largest norm of the gradient")
     max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
     limit: int | None = option(None, "only the first training and test problems, for a quick look")
@@ -105,7 +119,8 @@ RULES = SAMPLING_RULES | {
     "alpha": (lambda v: 0 <= v < math.inf, "must not be negative"),
     "clip": (lambda v: v > 0, "must be above 0"),
     "warmup": (lambda v: 0 <= v <= 1, "a share of the steps, from 0 to 1"),
-    **dict.fromkeys(("rounds", "epochs", "batch_size", "micro_batch"), (lambda v: v >= 1, "at least 1")),
+    **dict.fromkeys(("rounds", "epochs", "batch_size", "micro_batch", "checkpoint_every"),
+                    (lambda v: v >= 1, "at least 1")),
 }
 
 
@@ -139,7 +154,8 @@ def read_golds(path: str, task: Task, limit: int | None, asked_by: str) -> dict:
     return golds
 
 
-MACHINE = ("out", "rounds", "rows", "micro_batch", "device")  # options that may change when a run goes on
+# Options that may change when a run goes on; so may the number of ranks.
+MACHINE = ("out", "rounds", "rows", "micro_batch", "device", "recompute", "checkpoint_every")
 
 
 def open_run(options: Options) -> Path:
@@ -151,7 +167,7 @@ def open_run(options: Options) -> Path:
     if differing and any(run.glob("M*/")):
         raise InputError(f"--out {run}: begun with other options ({'; '.join(differing)}); choose another --out")
     try:
-        if now != before:
+        if now != before and rank_and_size()[0] == 0:
             write_text(run / "options.json", json.dumps(now, indent=2) + "\n")
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"--out {run}: is a file; choose another name for the run's folder") from error
@@ -251,12 +267,9 @@ def make_pairs(responses: list[dict], rewards: list[dict], task: Task, options: 
 
 
 def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -> Tensor:
-    """log p(response | prompt) of each (prompt, response), in nats, (R,) fp32. Prompt positions are not projected."""
-    tokens, targets = (x.to(model.model.norm.weight.device) for x in collate(sequences))  # (R, T) each
-    hidden = model.model(tokens)  # (R, T, C)
-    row, position = targets.nonzero(as_tuple=True)  # (N,) each
-    logps = token_logps(model.head(hidden[row, position - 1]), tokens[row, position])  # (N,) predicted one before
-    return torch.zeros(len(tokens), device=tokens.device).index_add(0, row, logps)  # (R,)
+    """log p(response | prompt) of each (prompt, response), in nats, (R,) fp32."""
+    device = model.model.norm.weight.device
+    return model.response_logps(*(x.to(device) for x in collate(sequences)))
 
 
 def encode(pair: dict, text: Text) -> dict:
@@ -275,20 +288,34 @@ def pair_logps(model: Llama, batch: list[dict]) -> tuple[Tensor, Tensor]:
 
 
 def precision(options: Options, model: Llama) -> torch.autocast | nullcontext:
-    """bf16 matrix products over fp32 weights: bf16 weights would lose updates smaller than their 8 bits."""
+    """bf16 matrix products over fp32 weights: bf16 weights would lose updates smaller than their 8 bits.
+
+    A sharded model puts its blocks together in bf16 by itself.
+    """
     device = model.model.norm.weight.device.type
-    return torch.autocast(device, torch.bfloat16) if options.dtype == "bfloat16" else nullcontext()
+    plain = options.dtype == "bfloat16" and not isinstance(model.model.norm.weight, DTensor)
+    return torch.autocast(device, torch.bfloat16) if plain else nullcontext()
+
+
+def share_out(items: list, size: int) -> list[list]:
+    """This rank's part of the items, in lists of up to `size`. Every rank gets as many lists, some may be empty: what
+    all compute in step must be the same number of calls."""
+    rank, ranks = rank_and_size()
+    calls, mine = math.ceil(math.ceil(len(items) / ranks) / size), items[rank::ranks]
+    return [mine[i * size : (i + 1) * size] for i in range(calls)]
 
 
 @torch.no_grad()
 def add_reference(model: Llama, text: Text, pairs: list[dict], options: Options, t: int) -> None:
     """Store log M_{t-1}(y|x) of both responses in each pair: two numbers instead of a second model in memory."""
-    for start in tqdm(range(0, len(pairs), options.micro_batch), f"M{t}: reference", unit="batch", leave=False):
-        batch = pairs[start : start + options.micro_batch]
+    found = {}
+    parts = share_out(list(range(len(pairs))), options.micro_batch)
+    for part in tqdm(parts, f"M{t}: reference", unit="batch", leave=False):
         with precision(options, model):
-            logps = pair_logps(model, [encode(pair, text) for pair in batch])
-        for pair, chosen, rejected in zip(batch, *(side.tolist() for side in logps)):
-            pair["reference_chosen_logp"], pair["reference_rejected_logp"] = chosen, rejected
+            logps = pair_logps(model, [encode(pairs[i], text) for i in part or [0]])
+        found |= zip(part, zip(*(side.tolist() for side in logps)))
+    for i, (chosen, rejected) in gathered(found).items():
+        pairs[i]["reference_chosen_logp"], pairs[i]["reference_rejected_logp"] = chosen, rejected
 
 
 def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
@@ -302,15 +329,19 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
 def accumulate(model: Llama, batch: list[dict], options: Options) -> dict[str, float]:
     """Gradients of the batch's mean loss, in micro-batches, and the mean over the batch of every gauge.
 
-    Each micro-batch's sum is divided by the pairs of the whole batch, so any split gives the same gradient.
+    Each micro-batch's sum is divided by the pairs of the whole batch, so any split, over time or over ranks, gives the
+    same gradient. Ranks exchange gradients once, after the last micro-batch.
     """
     totals: dict[str, float] = {}
-    for start in range(0, len(batch), options.micro_batch):
-        part = batch[start : start + options.micro_batch]
-        column = lambda name: torch.tensor([e[name] for e in part], device=model.model.norm.weight.device)
+    ranks, parts = rank_and_size()[1], share_out(batch, options.micro_batch)
+    for i, part in enumerate(parts):
+        used = part or batch[:1]  # a rank without a pair computes along, for nothing
+        column = lambda name: torch.tensor([e[name] for e in used], device=model.model.norm.weight.device)
+        if ranks > 1:
+            model.set_requires_gradient_sync(i + 1 == len(parts))
         with precision(options, model):
-            chosen, rejected = pair_logps(model, part)  # (B,) each
-        lengths = torch.tensor([len(e["chosen"][1]) for e in part], device=chosen.device)  # (B,)
+            chosen, rejected = pair_logps(model, used)  # (B,) each
+        lengths = torch.tensor([len(e["chosen"][1]) for e in used], device=chosen.device)  # (B,)
         losses = nll = nll_loss(chosen, lengths)  # (B,) all there is without a rejected response
         gauges = {"nll": nll, "chosen_logp": chosen}
         if len(rejected):
@@ -321,21 +352,78 @@ def accumulate(model: Llama, batch: list[dict], options: Options) -> dict[str, f
                        "margin": chosen_rewards - rejected_rewards,
                        "accuracy": (chosen_rewards > rejected_rewards).float()}
         gauges = {"loss": losses, **gauges}
-        (losses.sum() / len(batch)).backward()
+        (losses.sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
         for name, values in gauges.items():
-            totals[name] = totals.get(name, 0.0) + values.sum().item() / len(batch)
-    return totals
+            totals[name] = totals.get(name, 0.0) + (values.sum().item() / len(batch) if part else 0.0)
+    return summed(totals)
 
 
-def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int,
+def summed(values: dict[str, float]) -> dict[str, float]:
+    """The sums over all ranks of what each has under a name."""
+    if rank_and_size()[1] == 1:
+        return values
+    parts = gathered({rank_and_size()[0]: values}).values()
+    return {name: sum(part[name] for part in parts) for name in values}
+
+
+def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, log: list[dict]) -> None:
+    """Weights, optimiser and log after len(log) steps, from which any number of ranks can go on. Nothing else has a
+    state: the order of the pairs follows from seed, round and epoch, and training draws no random number."""
+    place, first = folder / f"progress-{len(log)}", rank_and_size()[0] == 0
+    beside = place.with_name(place.name + ".part")
+    if first:
+        shutil.rmtree(beside, ignore_errors=True)
+    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=beside)
+    if first:
+        write_jsonl(beside / "log.jsonl", log)
+        beside.rename(place)
+        forget_progress(folder, but=place)
+
+
+def forget_progress(folder: Path, but: Path | None = None) -> None:
+    for path in folder.glob("progress-*"):
+        if path != but:
+            shutil.rmtree(path)
+
+
+def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Go back to the last copy on disk; the log up to there, empty if there is none."""
+    found = [path for path in folder.glob("progress-*") if path.suffix != ".part"]
+    if not found:
+        return []
+    last = max(found, key=lambda path: int(path.name.removeprefix("progress-")))
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
+    dcp.load(state, checkpoint_id=last)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return read_jsonl(last / "log.jsonl")
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The SIGTERMs and SIGINTs that arrive meanwhile, instead of their usual effect."""
+    caught: list[int] = []
+    before = {number: signal.signal(number, lambda *_: caught.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int, folder: Path,
              save: Callable[[int], None]) -> list[dict]:
-    """Train θ, which starts at M_{t-1}, on the round's pairs; the lines of `log.jsonl`. `save(e)` follows epoch e."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0)
+    """Train θ, which starts at M_{t-1}, on the round's pairs; the lines of `log.jsonl`. `save(e)` follows epoch e.
+
+    On SIGTERM and SIGINT it stops after the step, with its progress in `folder`, from where the next call goes on.
+    """
+    device = model.model.norm.weight.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0, fused=device.type == "cuda")
     encoded = [encode(pair, text) for pair in pairs]
     batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
-    log = []
-    with tqdm(total=len(pairs) * options.epochs, desc=f"M{t}: optimise", unit="pair", leave=False) as bar:
-        for step in range(batches * options.epochs):
+    log = load_progress(folder, model, optimizer)
+    with signals() as caught, tqdm(total=len(pairs) * options.epochs, desc=f"M{t}: optimise", unit="pair", leave=False,
+                                   initial=sum(line["pairs"] for line in log)) as bar:
+        for step in range(len(log), batches * options.epochs):
             epoch, place = divmod(step, batches)
             order = np.random.default_rng([options.seed, t, 3, epoch]).permutation(len(pairs))
             batch = [encoded[i] for i in order[place * options.batch_size : (place + 1) * options.batch_size]]
@@ -344,13 +432,19 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
                 group["lr"] = lr
             optimizer.zero_grad()
             gauges = accumulate(model, batch, options)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip).item()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             optimizer.step()
             log.append({"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr, "grad_norm": norm, **gauges})
             bar.update(len(batch))
             bar.set_postfix({name: f"{gauges[name]:.3f}" for name in ("loss", "margin") if name in gauges})
             if place + 1 == batches and (options.choose != "last" or epoch + 1 == options.epochs):
                 save(epoch + 1)
+            stopping = summed({"signals": len(caught)})["signals"]  # one rank's signal stops all
+            if (step + 1) % options.checkpoint_every == 0 or stopping:
+                save_progress(folder, model, optimizer, log)
+            if stopping:
+                raise KeyboardInterrupt
     moved = ", ".join(f"{name.replace('_logp', ' log-prob')} {log[0][name]:.3f} → {log[-1][name]:.3f}"
                       for name in ("loss", "chosen_logp", "rejected_logp") if name in log[0])
     print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; {moved}")
@@ -359,17 +453,22 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
 
 def save_model(model: Llama, source: str | Path, folder: Path) -> None:
     """Write M_t as a checkpoint folder with the tokenizer files of its source; it appears under its name when whole."""
-    beside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, first = folder.with_name(folder.name + ".part"), rank_and_size()[0] == 0
+    if shared(folder.exists()):  # of the same epoch, before a stop
+        return
+    if first:
+        shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
-    for path in sorted(Path(source).iterdir()):
-        weights = path.name == "config.json" or "safetensors" in path.name
-        if path.suffix in (".json", ".jinja", ".model") and not weights:
-            shutil.copyfile(path, beside / path.name)
-    for path in beside.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())  # on the disk before the rename says so
-    beside.rename(folder)
+    if first:
+        for path in sorted(Path(source).iterdir()):
+            weights = path.name == "config.json" or "safetensors" in path.name
+            if path.suffix in (".json", ".jinja", ".model") and not weights:
+                shutil.copyfile(path, beside / path.name)
+        for path in beside.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())  # on the disk before the rename says so
+        beside.rename(folder)
+    shared(None)  # nobody reads it before it is there
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -408,20 +507,33 @@ def keep_epoch(source: str | Path, folder: Path, task: Task, options: Options, t
         best = best_epoch(scores, options.choose)
         name = {"dev": "greedy", "votes": "vote_share"}[options.choose]
         print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * s[name]:.1f}" for s in scores) + f"; kept {best}")
-    (folder / f"epochs/{best}").rename(folder / "model")
+    if rank_and_size()[0] == 0:
+        (folder / f"epochs/{best}").rename(folder / "model")
+    shared(None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
 
-def stage(path: Path, make) -> list[dict]:
-    """The lines of a stage's file; made by `make()` and written if the file is not there yet."""
-    if path.exists():
+def shared(value: Any) -> Any:
+    """The first rank's value, on every rank; none goes on before the first has come here."""
+    if rank_and_size()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def stage(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
+    """The lines of a stage's file. If it is not there yet all ranks make them together, and the first writes it."""
+    if shared(path.exists()):
         print(f"{path}: there already, kept")
         return read_jsonl(path)
     rows = make()
-    write_jsonl(path, rows)
+    if rank_and_size()[0] == 0:
+        write_jsonl(path, rows)
+    shared(None)
     return rows
 
 
@@ -431,7 +543,8 @@ def record(run: Path, name: str, values: dict, seconds: float) -> dict:
     results = read_json(path, "") if path.exists() else {}
     entry = results.setdefault(name, {"seconds": 0.0})
     entry.update(values, seconds=round(entry["seconds"] + seconds, 1))
-    write_text(path, json.dumps(results, indent=2) + "\n")
+    if rank_and_size()[0] == 0:
+        write_text(path, json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -444,10 +557,21 @@ def sample_round(source: str | Path, folder: Path, task: Task, options: Options,
     return problems, stage(folder / "responses.jsonl", make)
 
 
+def load_for_training(source: str | Path, options: Options) -> tuple[Llama, Text]:
+    """M_{t-1} in fp32: whole, or on a GPU and among several ranks in parts."""
+    if dist.is_initialized():
+        device = usable_device(options.device)
+        model, text = Llama.sharded(source, device, getattr(torch, options.dtype)), Text(source, options.chat)
+    else:
+        model, text = load_checkpoint(str(source), options.chat, options.device, "float32")
+    model.model.recompute = options.recompute
+    return model, text
+
+
 def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewards: list[dict], task: Task,
                    options: Options, t: int) -> list[dict]:
     """Stages 3 and 4: the pairs, and a checkpoint after each epoch that may become M_t."""
-    model, text = load_checkpoint(str(source), options.chat, options.device, "float32")
+    model, text = load_for_training(source, options)
 
     def pairs_with_reference() -> list[dict]:
         pairs = make_pairs(responses, rewards, task, options, t)
@@ -455,15 +579,11 @@ def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewa
             add_reference(model, text, pairs, options, t)
         return pairs
 
-    def optimised() -> list[dict]:
-        shutil.rmtree(folder / "epochs", ignore_errors=True)  # of an attempt that was stopped
-        save = lambda epoch: save_model(model, source, folder / f"epochs/{epoch}")
-        return optimise(model, text, pairs, options, t, save)
-
+    save = lambda epoch: save_model(model, source, folder / f"epochs/{epoch}")
     pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
-    if not (folder / f"epochs/{options.epochs}").exists():
+    if not shared((folder / f"epochs/{options.epochs}").exists()) and rank_and_size()[0] == 0:
         (folder / "log.jsonl").unlink(missing_ok=True)  # of a model that was deleted since: train it again
-    stage(folder / "log.jsonl", optimised)
+    stage(folder / "log.jsonl", lambda: optimise(model, text, pairs, options, t, folder, save))
     return pairs
 
 
@@ -481,25 +601,41 @@ def train_round(source: str | Path, folder: Path, task: Task, options: Options, 
 def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
     """Stage 6: M_t on the test problems."""
     folder, started = run / f"M{t}", time.time()
-    if options.test is None or (folder / "eval.json").exists():
+    if options.test is None or shared((folder / "eval.json").exists()):
         return
     model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
     rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
                     temperature=options.temperature, top_p=options.top_p, max_new_tokens=options.max_new_tokens,
                     seed=[options.seed, *EVALUATION], rows=options.rows, name=f"M{t}")
     result = score(rows, task.name)
-    write_jsonl(folder / "eval_responses.jsonl", rows)
     results = record(run, f"M{t}", result, time.time() - started)
-    write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
+    if rank_and_size()[0] == 0:
+        write_jsonl(folder / "eval_responses.jsonl", rows)
+        write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
     print(table({f"M{t}": results[f"M{t}"]}))
     for row in rows[:2]:
         print(f"    {row['question']}\n      greedy: {' '.join(row['greedy'].split())}   (gold {row['gold']})")
+
+
+def join(device: torch.device) -> None:
+    """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision."""
+    if "WORLD_SIZE" not in os.environ and device.type != "cuda":
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    group = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    # A rank may wait for another's samples for hours; torchrun ends them all if one dies.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7), **group)
+    if dist.get_rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
 def main() -> None:
     options = parse_options(Options, __doc__)
     task = Task.load(options.task)
     options = complete(options, task)
+    join(usable_device(options.device))
     for path in filter(None, (options.problems, options.test, options.dev)):
         read_problems(path, task)  # a broken line shows now, not after an hour
     if options.supervision in ("gold", "semi"):
@@ -512,9 +648,11 @@ def main() -> None:
     source: str | Path = options.model
     for t in range(1, options.rounds + 1):
         folder = run / f"M{t}"
-        if not (folder / "model").exists():
+        if not shared((folder / "model").exists()):
             train_round(source, folder, task, options, t)
-        shutil.rmtree(folder / "epochs", ignore_errors=True)  # those that were not chosen
+        if rank_and_size()[0] == 0:
+            shutil.rmtree(folder / "epochs", ignore_errors=True)  # those that were not chosen
+            forget_progress(folder)
         source = folder / "model"
         evaluate_round(source, run, task, options, t)
     results = read_json(run / "results.json", "")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from scpo import (build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, token_logps,
-                  unanimous)
+from model import token_logps
+from scpo import (build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, unanimous)
 
 NAMES = ["policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps"]
 

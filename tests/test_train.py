@@ -179,13 +179,13 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
 
 @pytest.mark.parametrize("change", [{"beta": 0.1}, {"alpha": 0.0}, {"lr": 1e-3}, {"epochs": 2}, {"batch_size": 4},
                                     {"clip": 0.01}, {"warmup": 0.9}, {"seed": 1}, {"dtype": "bfloat16"}])
-def test_every_training_option_acts(finished, change):
+def test_every_training_option_acts(finished, change, tmp_path):
     """Each changes the weights that optimise() arrives at, and its log says so where it has a column."""
     pairs, text = vote.read_jsonl(finished / "M2/pairs.jsonl")[:8], sample.Text(TOY / "model")
 
     def trained(**values):
         model = Llama.from_pretrained(TOY / "model")
-        train.optimise(model, text, pairs, options(**{"epochs": 1, "batch_size": 3, **values}), 1, lambda epoch: None)
+        train.optimise(model, text, pairs, options(**{"epochs": 1, "batch_size": 3, **values}), 1, tmp_path, print)
         return model.model.norm.weight.detach()
 
     assert not torch.equal(trained(), trained(**change)) and torch.equal(trained(), trained())

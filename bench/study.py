@@ -67,9 +67,13 @@ SETTINGS = {
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
 THRESHOLDS = {0.1: "tau-0.1", 0.3: "tau-0.3", 0.5: "scpo", 0.7: "tau-0.7", 0.9: "tau-0.9"}  # of round 1
+# What the first samples depend on. The problem file may differ: it adds answers to the same questions.
+SAMPLES = ("model", "test", "k", "temperature", "top_p", "extra", "extra_temperature", "max_new_tokens", "limit",
+           "seed")
 DEV = 200  # dev problems that choose an epoch: the paper's 800, for as many runs as this, would take a day
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, by runs
 FIGURES = ROOT / "bench/figures"
+MARKS = ("claims", "methods", "written", "thresholds", "judges", "control", "epochs", "options")  # of RESULTS.md
 
 
 @dataclass
@@ -143,7 +147,11 @@ def prepare(options: Options) -> None:
 def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
     """Copy what the seed's run of ScPO has made and this run would make alike: M0's evaluation, round 1's samples."""
     folder, scpo = Path(options.out) / f"{setting}-{seed}", Path(options.out) / f"scpo-{seed}"
-    if folder.exists() or setting in ("scpo", "test-queries") or "--k" in argv or not (scpo / "M1/model").exists():
+    if folder.exists() or not (scpo / "M1/model").exists():
+        return
+    mine = json.loads(json.dumps(asdict(train.complete(parse_options(train.Options, "", argv), Task.load("toy")))))
+    theirs = json.loads((scpo / "options.json").read_text())
+    if any(mine[name] != theirs[name] for name in SAMPLES) or mine["new_problems"][0] != theirs["new_problems"][0]:
         return
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -152,8 +160,7 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
     for name in ("problems.jsonl", "responses.jsonl"):
         shutil.copyfile(scpo / "M1" / name, beside / "M1" / name)
     write_text(beside / "results.json", json.dumps({"M0": results_of(scpo)["M0"]}))
-    run = train.complete(parse_options(train.Options, "", argv), Task.load("toy"))
-    write_text(beside / "options.json", json.dumps(asdict(run)))
+    write_text(beside / "options.json", json.dumps(mine))
     beside.rename(folder)
 
 
@@ -264,6 +271,12 @@ def doubtful_sums(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def inside(options: Options, folders: list[Path]) -> str:
+    """What happens inside ScPO's runs."""
+    shipped = Path(options.model) == make.HERE / "model"  # another M0 had another teacher
+    return written_problems(folders) + ("\n\n" + doubtful_sums(folders) if shipped else "")
+
+
 def qualities(folders: list[Path]) -> list[dict]:
     """Accuracy of the chosen and rejected responses of round 1, by the solver, one entry per run."""
     golds = {row["id"]: str(make.solve(row["question"])) for row in read_jsonl(folders[0] / "M1/problems.jsonl")}
@@ -279,10 +292,10 @@ def analysis(options: Options, seed: int) -> dict:
     judge, text = load_checkpoint(str(TOY / "reward"), "auto", "cpu", "float32", RewardModel)
     found = {"reward": order_shares(rows, "toy", reward_responses(judge, text, rows, 512, f"rewards {seed}"))}
     found["votes"] = order_shares(rows, "toy", [count_votes(response_answers(r, "toy"), "toy") for r in rows])
-    many = Path(options.out).resolve() / f"m0-k16-{seed}.jsonl"
+    many = Path(options.out) / f"m0-k16-{seed}.jsonl"
     if not many.exists():
-        script("eval.py", "--model", options.model, "--problems", TOY / f"{options.problems}.jsonl", "--k", "16", "--seed",
-               str(seed), "--out", many)
+        script("eval.py", "--model", options.model, "--problems", TOY / f"{options.problems}.jsonl", "--k", "16",
+               "--seed", seed, "--out", many)
     rows = read_responses(many)
     found["somers_d"] = {k: votes_and_accuracy(rows, "toy", k) for k in (2, 4, 8, 16)}
     write_text(path, json.dumps(found))
@@ -386,10 +399,10 @@ def replace_block(text: str, name: str, block: str) -> str:
 
 
 def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict]) -> dict[str, str]:
-    """The tables of RESULTS.md by the name of their marks."""
+    """The tables of RESULTS.md by MARKS."""
     methods = [s for s in SETTINGS if SETTINGS[s][2] > 1 or s == "test-queries"]
     return {"claims": claims_table(runs, found), "methods": main_table(runs, methods),
-            "written": written_problems(runs["scpo"]) + "\n\n" + doubtful_sums(runs["scpo"]),
+            "written": inside(options, runs["scpo"]),
             "thresholds": tau_table(runs), "judges": judge_tables(found), "control": main_table(runs, ["reward-own"]),
             "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
             "options": main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])}
@@ -424,21 +437,20 @@ def check(options: Options) -> None:
         if not Path(options.results).exists():
             raise InputError(f"--results {options.results}: no such file; copy RESULTS.md, whose marks it fills in")
         text = Path(options.results).read_text()
-        for name in ("claims", "methods", "written", "thresholds", "judges", "control", "epochs", "options"):
+        for name in MARKS:
             replace_block(text, name, "")
 
 
 def main() -> None:
     options = parse_options(Options, __doc__)
     options.settings = tuple(dict.fromkeys(options.settings))
+    options.model, options.out = (str(Path(path).resolve()) for path in (options.model, options.out))
     check(options)
     prepare(options)
     runs = make_runs(options)
     print(main_table(runs, options.settings))
     if "scpo" in runs:
-        print("\n" + written_problems(runs["scpo"]))
-        if Path(options.model) == make.HERE / "model":  # another M0 had another teacher
-            print(doubtful_sums(runs["scpo"]))
+        print("\n" + inside(options, runs["scpo"]))
     if options.results:
         write_results(options, runs)
 

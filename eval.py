@@ -23,11 +23,12 @@ import torch
 from tqdm import tqdm
 
 from model import Llama, RewardModel, gathered, rank_and_size
-from sample import SamplingOptions, Task, Text, answer_problems, check_out, load_checkpoint, read_problems
+from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_out, load_checkpoint,
+                    read_problems)
 from scpo import collate
 from tasks.zebralogic.puzzle import gold_table, right_cells
-from vote import (InputError, count_votes, extract_answer, option, parse_options, read_jsonl, read_responses,
-                  response_answers, run_script, same_answer, was_ended, write_jsonl)
+from vote import (InputError, check_options, count_votes, extract_answer, option, parse_options, read_jsonl,
+                  read_responses, response_answers, run_script, same_answer, was_ended, write_jsonl)
 
 EVALUATION = (0, 4)  # behind the seed: evaluation draws the same numbers for every model, and others than a round does
 
@@ -155,22 +156,26 @@ def somers_d(of: Sequence[float], given: Sequence[float]) -> float:
 
 def votes_and_accuracy(rows: list[dict], task: str, k: int) -> tuple[float, float]:
     """Somers' D(votes | accuracy) and D(accuracy | votes) among the most and the least voted of the first k responses
-    of every problem (paper, Tables 6 and 7; which direction it reports is not said)."""
+    of every problem, all with gold (paper, Tables 6 and 7; which direction it reports is not said)."""
     votes, right = [], []
     for row in rows:
         draw, answers = random.Random(f"{row['id']}"), response_answers(row, task)[:k]
         counts = count_votes(answers, task)
-        for extreme in (max(counts), min(counts)):
-            i = draw.choice([i for i, count in enumerate(counts) if count == extreme])
+        most = draw.choice([i for i in range(k) if counts[i] == max(counts)])
+        others = [i for i in range(k) if i != most]
+        least = draw.choice([i for i in others if counts[i] == min(counts[j] for j in others)])
+        for i in (most, least):
             votes.append(counts[i])
             right.append(correct(answers[i], gold_of(row, task), task))
     return somers_d(votes, right), somers_d(right, votes)
 
 
-def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float]:
+def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float | None]:
     """Accuracy of the chosen and of the rejected responses, and its margin (paper, Table 5), where gold is known."""
     known = [pair for pair in pairs if golds.get(pair["id"]) is not None and pair["rejected"] is not None]
-    chosen, rejected = (float(np.mean([correct(p[f"answer_{side}"], golds[p["id"]], task) for p in known] or [0.0]))
+    if not known:
+        return {"pairs": len(pairs), "with_gold": 0, "chosen_accuracy": None, "rejected_accuracy": None, "margin": None}
+    chosen, rejected = (float(np.mean([correct(p[f"answer_{side}"], golds[p["id"]], task) for p in known]))
                         for side in ("chosen", "rejected"))
     return {"pairs": len(pairs), "with_gold": len(known), "chosen_accuracy": chosen, "rejected_accuracy": rejected,
             "margin": chosen - rejected}
@@ -194,11 +199,8 @@ def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: i
 @torch.inference_mode()
 def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: int, progress: str) -> list[list[float]]:
     """The reward model's score of each of the k responses in each row, which it reads as conversations of one turn."""
-    sequences, prompt_ends = [], []
-    for row in rows:
-        prompt, closes = text.judged(row["question"])
-        sequences += [(prompt, text.encode_response(response.strip())) for response in row["responses"]]
-        prompt_ends += [closes] * len(row["responses"])
+    judged = [text.judged(row["question"], response) for row in rows for response in row["responses"]]
+    sequences = [(prompt, response) for prompt, response, _ in judged]
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))  # alike lengths: little padding
     scores: dict[int, float] = {}
     device, (rank, ranks) = model.model.norm.weight.device, rank_and_size()
@@ -206,7 +208,7 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
     for chosen in tqdm(batches[rank::ranks], progress, unit="batch", leave=False):
         tokens, targets = collate([sequences[i] for i in chosen])  # (R, T) each
         ends = targets.shape[1] - 1 - targets.flip(1).int().argmax(1)  # (R,) the last token of each response
-        closes = torch.tensor([prompt_ends[i] for i in chosen])
+        closes = torch.tensor([judged[i][2] for i in chosen])
         scores |= zip(chosen, model(tokens.to(device), closes.to(device), ends.to(device)).tolist())
     scores, places = gathered(scores), iter(range(len(sequences)))
     return [[scores[next(places)] for _ in row["responses"]] for row in rows]
@@ -259,7 +261,8 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
 
 
 def judges(rows: list[dict], options: Options, task: Task) -> dict:
-    """Whether votes, and the reward model if there is one, tell right responses from wrong ones."""
+    """Whether votes, and the reward model if one is given, tell right from wrong responses, where gold is known."""
+    rows = [row for row in rows if gold_of(row, task.name) is not None]
     votes = [count_votes(response_answers(row, task.name), task.name) for row in rows]
     found = {"votes": order_shares(rows, task.name, votes)}
     if options.reward_model:
@@ -267,7 +270,8 @@ def judges(rows: list[dict], options: Options, task: Task) -> dict:
             raise InputError("--reward-model: the file of responses needs a `question` in each line")
         judge, text = load_checkpoint(options.reward_model, "auto", options.device, options.dtype, RewardModel,
                                       "--reward-model")
-        found["reward"] = order_shares(rows, task.name, reward_responses(judge, text, rows, options.rows, "rewards"))
+        batch = max(1, options.rows // len(rows[0]["responses"]))  # whole conversations, not rows that share a prompt
+        found["reward"] = order_shares(rows, task.name, reward_responses(judge, text, rows, batch, "rewards"))
     for name, shares in found.items():
         print(f"correct/wrong pairs of responses by {name}: "
               + ", ".join(f"{100 * share:.1f} % {order}" for order, share in shares.items()))
@@ -280,7 +284,7 @@ def judges(rows: list[dict], options: Options, task: Task) -> dict:
 
 
 def show_pair_quality(options: Options, task: Task) -> None:
-    pairs = read_jsonl(options.pairs, ("id", "chosen", "rejected"))
+    pairs = read_jsonl(options.pairs, ("id", "answer_chosen", "rejected"))
     if options.problems is None:
         raise InputError("--pairs: needs --problems, the problems of the pairs with their answers")
     golds = {problem["id"]: gold_answer(problem, task.name) for problem in read_problems(options.problems, task)}
@@ -293,6 +297,7 @@ def show_pair_quality(options: Options, task: Task) -> None:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
+    check_options(options, SAMPLING_RULES)
     task = Task.load(options.task)
     if options.pairs:
         return show_pair_quality(options, task)
@@ -303,10 +308,12 @@ def main() -> None:
     rows = given or responses_of_model(options, task)
     result = score(rows, task.name)
     print(table({options.responses or options.model or "M0": result}))
-    if result["self_consistency"] is None:
-        print("no gold answers: consistency can be measured, accuracy cannot")
-    else:
+    if result["self_consistency"] is not None:
         result |= judges(rows, options, task)
+    elif options.reward_model:
+        raise InputError("--reward-model: it is compared with gold answers, and no line has one")
+    else:
+        print("no gold answers: consistency can be measured, accuracy cannot")
     for name in ("greedy", "self_consistency") if other else ():
         if result[name] is not None:
             mean, low, high = paired_difference(rows, other, task.name, name)

@@ -240,6 +240,15 @@ class Checkpoint(nn.Module):
         self.raw_config = raw_config  # config.json as it was read, so that saving loses no field
 
     @classmethod
+    def on_meta(cls, folder: str | Path) -> Self:
+        """The model that a folder's `config.json` describes, without its weights. Raises InputError if it is none."""
+        path = Path(folder) / "config.json"
+        raw = read_json(path, "a Hugging Face checkpoint folder has one")
+        config = Config.from_dict(raw, str(path))
+        with torch.device("meta"):
+            return cls(config, raw)
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32,
                         device: str | torch.device = "cpu") -> Self:
         """Load `config.json` and `model.safetensors` (or the shards of `model.safetensors.index.json`), strictly.
@@ -247,11 +256,7 @@ class Checkpoint(nn.Module):
         Built on the meta device, so every tensor must come from the files, each with its exact shape, and none may be
         left over. Raises InputError naming the file and what is wrong with it.
         """
-        folder = Path(folder)
-        raw = read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
-        config = Config.from_dict(raw, str(folder / "config.json"))
-        with torch.device("meta"):
-            model = cls(config, raw)
+        folder, model = Path(folder), cls.on_meta(folder)
         state = {name: tensor.to(dtype) for name, tensor in read_tensors(folder, model, device)}
         model.load_state_dict(state, assign=True)
         return model.eval()
@@ -336,10 +341,7 @@ class Llama(Checkpoint):
         A block is put together when it is computed, in `dtype`; gradients are reduced in fp32. Read tensor by tensor,
         so no rank ever holds more than its part and one tensor.
         """
-        folder = Path(folder)
-        raw = read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
-        with torch.device("meta"):
-            model = cls(Config.from_dict(raw, str(folder / "config.json")), raw)
+        folder, model = Path(folder), cls.on_meta(folder)
         mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in model.model.layers:
@@ -384,13 +386,21 @@ class RewardModel(Checkpoint):
         temperature = raw_config.get("gating_temperature")
         whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
         if not whole or not isinstance(temperature, (int, float)) or temperature <= 0:
-            raise InputError(f"config.json: a reward model names {', '.join(sizes)} and gating_temperature, each above "
-                             "0; is this a language model's folder?")
+            raise InputError(f"the config.json of a reward model names {', '.join(sizes)} and gating_temperature, each "
+                             "above 0; is this a language model's folder?")
         self.config = config
         self.model = Body(config)
         self.regression_layer = nn.Linear(config.hidden_size, sizes["num_objectives"], bias=False)
         self.register_buffer("reward_transform_matrix", torch.eye(sizes["num_objectives"]))  # takes verbosity out
         self.gating = Gating(config.hidden_size, **sizes, gating_temperature=temperature)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32,
+                        device: str | torch.device = "cpu") -> Self:
+        """As for any checkpoint, but `dtype` is that of the body: the heads are small, and fp32 keeps scores apart."""
+        model = super().from_pretrained(folder, torch.float32, device)
+        model.model.to(dtype)
+        return model
 
     def forward(self, tokens: Tensor, prompt_ends: Tensor, response_ends: Tensor) -> Tensor:
         """Scores (B,) of conversations tokens (B, T), padded on the right.
@@ -398,7 +408,7 @@ class RewardModel(Checkpoint):
         prompt_ends (B,): position of the token that closes the prompt, where the gate reads; response_ends (B,): of the
         token that closes the response, where the objectives read.
         """
-        hidden = self.model(tokens)  # (B, T, C)
+        hidden = self.model(tokens).float()  # (B, T, C); in bf16 different responses would tie
         rows = torch.arange(len(tokens), device=tokens.device)
         rewards = self.regression_layer(hidden[rows, response_ends]) @ self.reward_transform_matrix  # (B, O)
         return (self.gating(hidden[rows, prompt_ends]) * rewards).sum(-1)  # (B,)

@@ -267,11 +267,16 @@ class Text:
         filled = filled.replace("{question}", problem["question"])
         return self.frame.replace("{prompt}", filled)
 
-    def judged(self, question: str) -> tuple[list[int], int]:
-        """What a reward model reads before a response: the bare question as the user's turn, and where that closes."""
-        ids = self.encode_prompt(self.frame.replace("{prompt}", question.strip()))
-        last = len(ids) - 1
-        return ids, last if self.chat == "plain" else last - ids[::-1].index(self.eos)
+    def judged(self, question: str, response: str) -> tuple[list[int], list[int], int]:
+        """A conversation of one turn as a reward model reads it: prompt, response, and where the prompt closes.
+
+        A chat template trims both texts. The user's turn is the bare question, and closes before the assistant's opens.
+        """
+        if self.chat != "plain":
+            question, response = question.strip(), response.strip()
+        ids = self.encode_prompt(self.frame.replace("{prompt}", question))
+        closes = len(ids) - 1 if self.chat == "plain" else len(ids) - 1 - ids[::-1].index(self.eos)
+        return ids, self.encode_response(response), closes
 
     def writer_prompt(self, task: Task, examples: Sequence[dict], attributes: Sequence[str] = ()) -> str:
         joined = "".join(task.example.replace("{question}", " ".join(p["question"].split()) if task.writes_lines
@@ -463,9 +468,8 @@ def usable_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind: type[Loaded] = Llama,
-                    named: str = "--model") -> tuple[Loaded, Text]:
-    """Model and text side of a checkpoint folder, with the `--chat --device --dtype` of any script.
+def check_checkpoint(folder: str | None, chat: str, kind: type[Checkpoint], named: str) -> Text:
+    """The text side of a checkpoint folder, which must be one of that kind; the weights are not read yet.
 
     kind: Llama or RewardModel. named: the option that gave the folder, for messages.
     """
@@ -473,12 +477,18 @@ def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind
         raise InputError(f"{named}: this task ships none; give a checkpoint folder in Hugging Face's Llama layout")
     if not Path(folder).is_dir():
         raise InputError(f"{named} {folder}: no such folder")
-    text = Text(folder, chat)
-    model = kind.from_pretrained(folder, dtype=getattr(torch, dtype), device=usable_device(device))
+    text, model = Text(folder, chat), kind.on_meta(folder)
     if text.tokenizer.get_vocab_size() > model.config.vocab_size:
         raise InputError(f"{folder}: tokenizer.json has {text.tokenizer.get_vocab_size()} tokens, the model only "
                          f"{model.config.vocab_size}: they do not belong together")
-    return model, text
+    return text
+
+
+def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind: type[Loaded] = Llama,
+                    named: str = "--model") -> tuple[Loaded, Text]:
+    """Model and text side of a checkpoint folder, with the `--chat --device --dtype` of any script."""
+    text = check_checkpoint(folder, chat, kind, named)
+    return kind.from_pretrained(folder, dtype=getattr(torch, dtype), device=usable_device(device)), text
 
 
 @dataclass

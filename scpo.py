@@ -38,6 +38,13 @@ def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
     return (votes_chosen - votes_rejected) / k
 
 
+def votes_of(answers: Sequence[str | None], k: int, task: str) -> list[int]:
+    """V of every response: how many of the first k, which vote, give its answer."""
+    ballots = list(answers[:k])
+    return count_votes(ballots, task) + [sum(same_answer(answer, ballot, task) for ballot in ballots)
+                                         for answer in answers[k:]]
+
+
 def choose_winner(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, task: str,
                   draw: random.Random) -> int | None:
     """The index of y+, or None if nobody voted or V(y+) < τ, which is tau · k votes."""
@@ -49,30 +56,27 @@ def choose_winner(answers: Sequence[str | None], votes: Sequence[int], k: int, t
     return draw.choice([i for i in range(k) if same_answer(answers[i], winner, task)])
 
 
-def choose_pair(answers: Sequence[str | None], k: int, tau: float, task: str,
-                draw: random.Random) -> tuple[tuple[int, int] | None, list[int], str]:
+def choose_pair(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, task: str,
+                draw: random.Random) -> tuple[tuple[int, int] | None, str]:
     """The indices of y+ and y- among the responses to one problem.
 
     answers: of the k responses that vote, then of any extra ones, which do not vote and can only be rejected.
-    tau: the least share of the k votes for y+; the paper's τ is tau · k votes.
+    votes: V of each, from `votes_of`. tau: the least share of the k votes for y+; the paper's τ is tau · k votes.
     draw: decides ties, seeded from (seed, round, problem).
-    Returns (chosen, rejected) or None, V of every response, and the reason: "pair", "below tau", "unanimous", "tied".
+    Returns (chosen, rejected) or None, and the reason: "pair", "below tau", "unanimous", "tied".
     """
-    ballots = list(answers[:k])
-    votes = count_votes(ballots, task)
-    votes += [sum(same_answer(answer, ballot, task) for ballot in ballots) for answer in answers[k:]]
     chosen = choose_winner(answers, votes, k, tau, task, draw)
     if chosen is None:
-        return None, votes, "below tau"
+        return None, "below tau"
     others = [i for i in range(len(answers)) if not same_answer(answers[i], answers[chosen], task)]
     if not others:
-        return None, votes, "unanimous"
+        return None, "unanimous"
     fewest = min(votes[i] for i in others)  # 0 for a response without an answer: never chosen, but it may be rejected
     if fewest == votes[chosen]:
-        return None, votes, "tied"  # w(x) = 0: it would only dilute the mean
+        return None, "tied"  # w(x) = 0: it would only dilute the mean
     loser = draw.choice(distinct([answers[i] for i in others if votes[i] == fewest]))
     rejected = draw.choice([i for i in others if answers[i] == loser and votes[i] == fewest])
-    return (chosen, rejected), votes, "pair"
+    return (chosen, rejected), "pair"
 
 
 def distinct(answers: list[str | None]) -> list[str | None]:
@@ -103,7 +107,8 @@ def choose_gold(answers: Sequence[str | None], k: int, gold: str | None, task: s
 
 
 def choose_reward(rewards: Sequence[float]) -> tuple[tuple[int, int] | None, str]:
-    """IRPO with a reward model: the highest against the lowest of k rewards. Equal rewards: the first, equal texts."""
+    """IRPO with a reward model: the highest against the lowest of k rewards; of equal ones, as equal texts have, the
+    first."""
     chosen, rejected = rewards.index(max(rewards)), rewards.index(min(rewards))
     return ((chosen, rejected), "pair") if rewards[chosen] > rewards[rejected] else (None, "tied")
 
@@ -129,14 +134,16 @@ def build_pair(row: dict, answers: Sequence[str | None], tau: float, task: str, 
     texts = row["responses"] + row.get("extra_responses", [])
     ended = row["ended"] + row.get("extra_ended", [])
     k = len(row["responses"])
-    pair, votes, reason = choose_pair(answers, k, tau, task, draw)
     by_votes = supervision in ("scpo", "coin") or supervision == "semi" and gold is None
-    if supervision == "reward":
-        pair, reason = choose_reward(rewards)
+    votes = votes_of(answers, k, task)
+    if by_votes:
+        pair, reason = choose_pair(answers, votes, k, tau, task, draw)
     elif supervision == "lmsi":
         target = choose_winner(answers, votes, k, tau, task, draw)
-        pair, reason = (None, reason) if target is None else ((target, None), "pair")
-    elif not by_votes:
+        pair, reason = (None, "below tau") if target is None else ((target, None), "pair")
+    elif supervision == "reward":
+        pair, reason = choose_reward(rewards)
+    else:
         pair, reason = choose_gold(answers, k, gold, task, draw)
     if pair is None:
         return None, reason

@@ -46,10 +46,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from eval import EVALUATION, evaluate, gold_answer, majority, reward_responses, score, table
+from eval import EVALUATION, correct, evaluate, gold_answer, majority, reward_responses, score, table
 from model import Llama, RewardModel, gathered, rank_and_size, read_json
-from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, context_length, load_checkpoint,
-                    read_problems, unlabelled, usable_device, write_problems)
+from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_checkpoint, context_length,
+                    load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
 from scpo import SUPERVISION, build_pair, collate, nll_loss, scpo_loss, unanimous
 from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
                   show_votes, write_jsonl, write_text)
@@ -60,6 +60,8 @@ CHOICES = {
     "dev": "the best greedy accuracy on --dev (as the paper; needs labels)",
     "votes": "the highest vote share on --dev, without collapse to few answers (needs no label)",
 }
+
+CHOSEN_BY = {"dev": "greedy", "votes": "vote_share"}  # the score that decides
 
 
 @dataclass
@@ -227,7 +229,8 @@ def make_rewards(responses: list[dict], options: Options, t: int) -> list[dict]:
     """The reward model's score of each of the k responses."""
     judge, text = load_checkpoint(options.reward_model, "auto", options.device, options.dtype, RewardModel,
                                   "--reward-model")
-    scores = reward_responses(judge, text, responses, options.rows, f"M{t}: rewards")
+    batch = max(1, options.rows // options.k)  # whole conversations, not rows that share a prompt
+    scores = reward_responses(judge, text, responses, batch, f"M{t}: rewards")
     return [{"id": row["id"], "rewards": rewards} for row, rewards in zip(responses, scores)]
 
 
@@ -476,40 +479,45 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
 
 
 def best_epoch(scores: list[dict], choose: str) -> int:
-    """The epoch to keep; scores[e] is of epoch e on the dev problems, scores[0] of M_{t-1}. A tie: the earlier one."""
-    epochs = range(1, len(scores))
-    if choose == "dev":
-        return max(epochs, key=lambda e: scores[e]["greedy"])
-    # A model that gives every problem the same answer is most consistent of all: half of M_{t-1}'s variety must remain.
-    varied = [e for e in epochs if scores[e]["different_answers"] >= 0.5 * scores[0]["different_answers"]]
-    return max(varied or epochs[:1], key=lambda e: scores[e]["vote_share"])
+    """The epoch to keep, from each one's score on the dev problems; epoch 0 is M_{t-1}. A tie: the earlier one."""
+    epochs = [row for row in scores if row["epoch"] > 0]
+    if choose == "votes":
+        # A model that gives every problem one answer is most consistent of all: half of M_{t-1}'s variety must remain.
+        varied = [row for row in epochs if row["different_answers"] >= 0.5 * scores[0]["different_answers"]]
+        epochs = varied or epochs[:1]
+    return max(epochs, key=lambda row: row[CHOSEN_BY[choose]])["epoch"]
 
 
 def score_epoch(source: str | Path, task: Task, options: Options, t: int, epoch: int) -> dict:
-    """A checkpoint on the dev problems; their answers are read only if the choice is by answers."""
-    problems = read_problems(options.dev, task, options.limit)
-    if options.choose == "votes":
-        problems = [unlabelled(problem) for problem in problems]
+    """A checkpoint on the dev problems: its greedy accuracy, or how its k samples agree, which reads no answer."""
     model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, problems, k=options.k, temperature=options.temperature, top_p=options.top_p,
-                    max_new_tokens=options.max_new_tokens, seed=[options.seed, *EVALUATION], rows=options.rows,
-                    name=f"M{t}, epoch {epoch}")
-    winners = {majority(response_answers(row, task.name), task.name, random.Random(str(row["id"])))[0] for row in rows}
-    return {"epoch": epoch, **score(rows, task.name), "different_answers": len(winners)}
+    problems = read_problems(options.dev, task, options.limit)
+    how = {"k": 1, "temperature": 0.0} if options.choose == "dev" else {
+        "k": options.k, "temperature": options.temperature}
+    rows = answer_problems(model, text, task, problems, **how, top_p=options.top_p, rows=options.rows,
+                           max_new_tokens=options.max_new_tokens, seed=[options.seed, *EVALUATION],
+                           progress=f"M{t}, epoch {epoch}: dev")
+    answers = [response_answers(row, task.name) for row in rows]
+    if options.choose == "dev":
+        golds = read_golds(options.dev, task, options.limit, "--choose dev")
+        right = [correct(answer, golds[row["id"]], task.name) for row, [answer] in zip(rows, answers)
+                 if golds[row["id"]] is not None]
+        return {"epoch": epoch, "greedy": float(np.mean(right))}
+    winners = [majority(given, task.name, random.Random(str(row["id"]))) for row, given in zip(rows, answers)]
+    return {"epoch": epoch, "vote_share": float(np.mean([votes / options.k for _, votes in winners])),
+            "different_answers": len({answer for answer, _ in winners})}
 
 
-def keep_epoch(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
-    """The chosen epoch's checkpoint becomes M_t."""
-    best = options.epochs
-    if options.choose != "last":
-        scores = stage(folder / "epochs.jsonl", lambda: [
-            score_epoch(folder / f"epochs/{e}" if e else source, task, options, t, e) for e in range(best + 1)])
-        best = best_epoch(scores, options.choose)
-        name = {"dev": "greedy", "votes": "vote_share"}[options.choose]
-        print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * s[name]:.1f}" for s in scores) + f"; kept {best}")
-    if rank_and_size()[0] == 0:
-        (folder / f"epochs/{best}").rename(folder / "model")
-    shared(None)
+def choose_epoch(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> int:
+    """Which epoch's checkpoint becomes M_t."""
+    if options.choose == "last":
+        return options.epochs
+    epochs = range(0 if options.choose == "votes" else 1, options.epochs + 1)
+    scores = stage(folder / "epochs.jsonl", lambda: [
+        score_epoch(folder / f"epochs/{e}" if e else source, task, options, t, e) for e in epochs])
+    best, name = best_epoch(scores, options.choose), CHOSEN_BY[options.choose]
+    print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * row[name]:.1f}" for row in scores) + f"; kept {best}")
+    return best
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -594,8 +602,11 @@ def train_round(source: str | Path, folder: Path, task: Task, options: Options, 
     if options.supervision == "reward":
         rewards = stage(folder / "rewards.jsonl", lambda: make_rewards(responses, options, t))
     pairs = optimise_round(source, folder, responses, rewards, task, options, t)
+    best = choose_epoch(source, folder, task, options, t)
     record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
-    keep_epoch(source, folder, task, options, t)
+    if rank_and_size()[0] == 0:
+        (folder / f"epochs/{best}").rename(folder / "model")
+    shared(None)
 
 
 def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
@@ -637,7 +648,11 @@ def main() -> None:
     options = complete(options, task)
     join(usable_device(options.device))
     for path in filter(None, (options.problems, options.test, options.dev)):
-        read_problems(path, task)  # a broken line shows now, not after an hour
+        read_problems(path, task)  # a broken line shows now, not after an hour; so does what is needed later
+    if options.supervision == "reward":
+        check_checkpoint(options.reward_model, "auto", RewardModel, "--reward-model")
+    if options.writer:
+        check_checkpoint(options.writer, "auto", Llama, "--writer")
     if options.supervision in ("gold", "semi"):
         read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
     if options.choose == "dev":

@@ -103,9 +103,9 @@ def draw(values: Callable, runs: dict[str, list[Path]], found: list[dict], thres
     with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), width_ratios=(2.1, 1))
         lines_by_method(left, values, runs, {"scpo": 3, "gold": 2, "coin": 2})
-        left.set_title("Without one label, close to training on gold answers")
+        left.set_title("Greedy accuracy after each round")
         bars_by_round(right, values, runs["scpo"], 3)
-        right.set_title("The model comes to agree with itself")
+        right.set_title("Agreement of 8 samples")
         save("story.svg", figure)
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8))
         lines_by_method(axes, values, runs, {s: 3 if s == "scpo" else 2 for s in COLOURS})

@@ -36,7 +36,7 @@ from vote import (InputError, check_options, count_votes, option, parse_options,
                   response_answers, run_script, write_jsonl, write_text)
 
 TOY = ROOT / "tasks/toy"
-# setting: (row name, options of train.py, rounds). {out} is the study's folder, {seed} the run's seed.
+# setting: (row name, options of train.py, rounds). {out} is the study's folder, {seed} the run's seed. † reads labels.
 LABELLED = ["--problems", "{out}/train-with-answers.jsonl"]
 SETTINGS = {
     "scpo": ("ScPO", [], 3),
@@ -54,7 +54,7 @@ SETTINGS = {
     "tau-0.3": ("τ = 0.3k", ["--tau", "0.3"], 1),
     "tau-0.7": ("τ = 0.7k", ["--tau", "0.7"], 1),
     "tau-0.9": ("τ = 0.9k", ["--tau", "0.9"], 1),
-    "reward-own": ("IRPO, reward model taught on problems of the task's length",
+    "reward-own": ("IRPO, reward model taught on problems of the task's length †",
                    ["--supervision", "reward", "--reward-model", "{out}/reward-own"], 1),
     "choose-last": ("6 epochs, the last", ["--epochs", "6", "--choose", "last"], 1),
     "choose-dev": ("6 epochs, best greedy accuracy on dev †", ["--epochs", "6", "--choose", "dev"], 1),
@@ -67,19 +67,31 @@ SETTINGS = {
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
 THRESHOLDS = {0.1: "tau-0.1", 0.3: "tau-0.3", 0.5: "scpo", 0.7: "tau-0.7", 0.9: "tau-0.9"}  # of round 1
+# What the first samples depend on. The problem file may differ: it adds answers to the same questions.
+SAMPLES = ("model", "test", "k", "temperature", "top_p", "extra", "extra_temperature", "max_new_tokens", "limit",
+           "seed")
 DEV = 200  # dev problems that choose an epoch: the paper's 800, for as many runs as this, would take a day
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, by runs
+FIGURES = ROOT / "bench/figures"
+MARKS = ("claims", "methods", "written", "thresholds", "judges", "control", "epochs", "options")  # of RESULTS.md
 
 
 @dataclass
 class Options:
     model: str = option(str(make.HERE / "model"), "M0")
     out: str = option("runs/study", "folder of the runs")
-    seeds: int = option(5, "runs per setting, seeds 0, 1, …")
+    seeds: int = option(5, "runs per setting, seeds 0, 1, …, at most 10")
     problems: str = option("test", "what the runs are measured on: test, or dev for choosing options")
     settings: tuple[str, ...] = option(tuple(SETTINGS), "rows to make; OPTION-VALUE, as lr-1e-4, moves one option")
     workers: int = option(2, "runs at once; the cores are shared out among them")
-    results: str | None = option(None, "Markdown file whose marked tables are replaced, RESULTS.md")
+    results: str | None = option(None, "Markdown file whose marked tables are replaced; needs all settings")
+
+
+RULES = {
+    "seeds": (lambda v: 1 <= v <= 10, "from 1 to 10"),
+    "workers": (lambda v: v >= 1, "at least 1"),
+    "problems": (lambda v: v in ("test", "dev"), "test or dev"),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,21 +116,42 @@ def arguments(options: Options, setting: str, seed: int) -> list[str]:
     return [part for name, value in shared.items() if name not in given for part in (name, value)] + given
 
 
+def script(*command: str | Path, threads: int = os.cpu_count() or 1) -> None:
+    """Run a script of the project. Raises InputError with its last line if it fails."""
+    process = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    if process.returncode:
+        raise InputError(f"{' '.join(map(str, command))} failed: {process.stderr.strip()[-300:].splitlines()[-1:]}")
+
+
 def prepare(options: Options) -> None:
-    """What some settings read: the training questions with their answers, the solver's, and a part of dev."""
+    """What some settings read: the training questions with their answers, the solver's, and a part of dev.
+
+    A folder begun from another M0 or measured on other problems is refused, since its runs would be mixed up.
+    """
+    out, made_for = Path(options.out), {"model": options.model, "problems": options.problems}
+    before = json.loads((out / "study.json").read_text()) if (out / "study.json").exists() else made_for
+    if before != made_for:
+        raise InputError(f"--out {out}: begun with {before}; choose another folder")
+    write_text(out / "study.json", json.dumps(made_for))
     rows = read_jsonl(TOY / "train.jsonl")
-    write_jsonl(Path(options.out) / "train-with-answers.jsonl",
-                [row | {"answer": f"#### {make.solve(row['question'])}"} for row in rows])
-    write_jsonl(Path(options.out) / "dev.jsonl", read_jsonl(TOY / "dev.jsonl")[:DEV])
-    if "reward-own" in options.settings and not (Path(options.out) / "reward-own").exists():
-        command = [sys.executable, "-m", "tasks.toy.reward", "--m0", options.model, "--steps", "5", "--out"]
-        subprocess.run([*command, str(Path(options.out).resolve() / "reward-own")], cwd=ROOT, check=True)
+    for name, made in (("train-with-answers", [r | {"answer": f"#### {make.solve(r['question'])}"} for r in rows]),
+                       ("dev", read_jsonl(TOY / "dev.jsonl")[:DEV])):
+        if not (out / f"{name}.jsonl").exists():
+            write_jsonl(out / f"{name}.jsonl", made)
+    if "reward-own" in options.settings and not (out / "reward-own").exists():
+        script("-m", "tasks.toy.reward", "--m0", options.model, "--steps", "5", "--out", out / "reward-own.part")
+        (out / "reward-own.part").rename(out / "reward-own")
 
 
 def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
-    """Copy what the seed's run of ScPO has made already and this run would make alike: its first samples."""
+    """Copy what the seed's run of ScPO has made and this run would make alike: M0's evaluation, round 1's samples."""
     folder, scpo = Path(options.out) / f"{setting}-{seed}", Path(options.out) / f"scpo-{seed}"
-    if folder.exists() or setting in ("scpo", "test-queries") or "--k" in argv or not (scpo / "M1/model").exists():
+    if folder.exists() or not (scpo / "M1/model").exists():
+        return
+    mine = json.loads(json.dumps(asdict(train.complete(parse_options(train.Options, "", argv), Task.load("toy")))))
+    theirs = json.loads((scpo / "options.json").read_text())
+    if any(mine[name] != theirs[name] for name in SAMPLES) or mine["new_problems"][0] != theirs["new_problems"][0]:
         return
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -127,37 +160,34 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
     for name in ("problems.jsonl", "responses.jsonl"):
         shutil.copyfile(scpo / "M1" / name, beside / "M1" / name)
     write_text(beside / "results.json", json.dumps({"M0": results_of(scpo)["M0"]}))
-    run = train.complete(parse_options(train.Options, "", argv), Task.load("toy"))
-    write_text(beside / "options.json", json.dumps(asdict(run)))
+    write_text(beside / "options.json", json.dumps(mine))
     beside.rename(folder)
 
 
 def make_run(options: Options, setting: str, seed: int) -> Path:
     """Run or continue one run; its folder."""
     argv, folder = arguments(options, setting, seed), Path(options.out) / f"{setting}-{seed}"
-    done = folder / f"M{described(setting)[2]}/eval.json"
-    if done.exists():
-        return folder
-    started = time.time()
-    share(options, setting, seed, argv)
-    threads = max(1, (os.cpu_count() or 1) // options.workers)
-    process = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-    if process.returncode:
-        raise InputError(f"the run {folder} failed: {process.stderr.splitlines()[-1]}")
-    print(f"{folder}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+    if not (folder / f"M{described(setting)[2]}/eval.json").exists():
+        started = time.time()
+        share(options, setting, seed, argv)
+        script("train.py", *argv, threads=max(1, (os.cpu_count() or 1) // options.workers))
+        print(f"{folder}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
     return folder
 
 
 def make_runs(options: Options) -> dict[str, list[Path]]:
     """The folders of every setting's runs. ScPO's come first: others start from them."""
-    first = [setting for setting in options.settings if setting == "scpo"]
     folders = {}
+    first = [setting for setting in options.settings if setting == "scpo"]
     for group in (first, [setting for setting in options.settings if setting != "scpo"]):
         with ThreadPoolExecutor(options.workers) as pool:
             futures = {setting: [pool.submit(make_run, options, setting, seed) for seed in range(options.seeds)]
                        for setting in group}
-            folders |= {setting: [future.result() for future in runs] for setting, runs in futures.items()}
+            try:
+                folders |= {setting: [future.result() for future in runs] for setting, runs in futures.items()}
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # neither after a failed run nor after Ctrl-C go on
+                raise
     return {setting: folders[setting] for setting in options.settings}
 
 
@@ -188,7 +218,7 @@ def interval(numbers: list[float]) -> tuple[float, float, float]:
 
 
 def verdict(numbers: list[float], above: float = 0.0) -> str:
-    """Whether a difference is above a bound in all but chance; the numbers are paired by seed."""
+    """Whether the whole interval of a difference, paired by seed, is above a bound, or below it, or neither."""
     _, low, high = interval(numbers)
     return "holds" if low > above else "does not hold" if high < above else "within noise"
 
@@ -198,15 +228,15 @@ def difference(numbers: list[float]) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def rows_of(name: str, folders: list[Path]) -> list[str]:
-    """One line per round of a setting."""
+def rows_of(name: str, folders: list[Path], shift: int = 0) -> list[str]:
+    """One line per round of a setting; its rounds count from `shift`."""
     results = [results_of(folder) for folder in folders]
     lines = []
     for t in results[0]:
-        entries, before = [r[t] for r in results], f"M{int(t[1:]) - 1}"
+        entries, before, shown = [r[t] for r in results], f"M{int(t[1:]) - 1}", f"M{int(t[1:]) + shift}"
         step = "" if t == "M0" else cell([r[t]["greedy"] - r[before]["greedy"] for r in results])
         pairs = "" if t == "M0" else f"{statistics.fmean(e['pairs'] for e in entries):.0f}"
-        lines.append(f"| {name} | {t} | {cell([e['greedy'] for e in entries])} | {step} | "
+        lines.append(f"| {name} | {shown} | {cell([e['greedy'] for e in entries])} | {step} | "
                      f"{cell([e['self_consistency'] for e in entries])} | {cell([e['vote_share'] for e in entries])} | "
                      f"{pairs} |")
     return lines
@@ -241,6 +271,12 @@ def doubtful_sums(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def inside(options: Options, folders: list[Path]) -> str:
+    """What happens inside ScPO's runs."""
+    shipped = Path(options.model) == make.HERE / "model"  # another M0 had another teacher
+    return written_problems(folders) + ("\n\n" + doubtful_sums(folders) if shipped else "")
+
+
 def qualities(folders: list[Path]) -> list[dict]:
     """Accuracy of the chosen and rejected responses of round 1, by the solver, one entry per run."""
     golds = {row["id"]: str(make.solve(row["question"])) for row in read_jsonl(folders[0] / "M1/problems.jsonl")}
@@ -258,8 +294,8 @@ def analysis(options: Options, seed: int) -> dict:
     found["votes"] = order_shares(rows, "toy", [count_votes(response_answers(r, "toy"), "toy") for r in rows])
     many = Path(options.out) / f"m0-k16-{seed}.jsonl"
     if not many.exists():
-        command = [sys.executable, str(ROOT / "eval.py"), "--model", options.model, "--k", "16", "--seed", str(seed)]
-        subprocess.run([*command, "--out", str(many)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        script("eval.py", "--model", options.model, "--problems", TOY / f"{options.problems}.jsonl", "--k", "16",
+               "--seed", seed, "--out", many)
     rows = read_responses(many)
     found["somers_d"] = {k: votes_and_accuracy(rows, "toy", k) for k in (2, 4, 8, 16)}
     write_text(path, json.dumps(found))
@@ -276,8 +312,8 @@ HEAD = "| | | greedy % | gain | self-consistency % | vote share % | pairs |\n|--
 def main_table(runs: dict[str, list[Path]], settings: tuple[str, ...]) -> str:
     lines = [HEAD]
     for setting in settings:
-        rows = rows_of(described(setting)[0], runs[setting])
-        lines += rows if setting == "scpo" else rows[1:]  # all start from the same M0
+        rows = rows_of(described(setting)[0], runs[setting], shift=2 if setting == "test-queries" else 0)
+        lines += rows if setting == "scpo" else rows[1:]  # all start from M0, or from a row above
     return "\n".join(lines)
 
 
@@ -362,40 +398,61 @@ def replace_block(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)
 
 
+def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict]) -> dict[str, str]:
+    """The tables of RESULTS.md by MARKS."""
+    methods = [s for s in SETTINGS if SETTINGS[s][2] > 1 or s == "test-queries"]
+    return {"claims": claims_table(runs, found), "methods": main_table(runs, methods),
+            "written": inside(options, runs["scpo"]),
+            "thresholds": tau_table(runs), "judges": judge_tables(found), "control": main_table(runs, ["reward-own"]),
+            "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
+            "options": main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])}
+
+
+def write_results(options: Options, runs: dict[str, list[Path]]) -> None:
+    """Put the tables into the Markdown file, and draw the figures."""
+    from bench.figures import draw  # needs matplotlib
+
+    found = [analysis(options, seed) for seed in range(options.seeds)]
+    text = Path(options.results).read_text()
+    for name, block in all_blocks(options, runs, found).items():
+        text = replace_block(text, name, block)
+    points = {tau: (values(runs[s], "M1", "greedy"), statistics.fmean(values(runs[s], "M1", "pairs")))
+              for tau, s in THRESHOLDS.items()}
+    draw(values, runs, found, points, FIGURES)
+    write_text(options.results, text)
+
+
+def check(options: Options) -> None:
+    """Refuse now what would only show after the runs."""
+    check_options(options, RULES)
+    for setting in options.settings:
+        described(setting)
+    if options.results:
+        if absent := set(SETTINGS) - set(options.settings):
+            raise InputError(f"--results: needs every setting, {', '.join(sorted(absent))} are left out")
+        if options.seeds < 2:
+            raise InputError("--results: needs --seeds 2 or more, for the intervals")
+        import bench.figures  # noqa: F401  says so if matplotlib is missing
+
+        if not Path(options.results).exists():
+            raise InputError(f"--results {options.results}: no such file; copy RESULTS.md, whose marks it fills in")
+        text = Path(options.results).read_text()
+        for name in MARKS:
+            replace_block(text, name, "")
+
+
 def main() -> None:
     options = parse_options(Options, __doc__)
-    check_options(options, {"seeds": (lambda v: v >= 1, "at least 1"), "workers": (lambda v: v >= 1, "at least 1")})
     options.settings = tuple(dict.fromkeys(options.settings))
-    for setting in options.settings:
-        described(setting)  # an unknown one shows now
+    options.model, options.out = (str(Path(path).resolve()) for path in (options.model, options.out))
+    check(options)
     prepare(options)
     runs = make_runs(options)
-    blocks = {"methods": main_table(runs, options.settings)}
+    print(main_table(runs, options.settings))
     if "scpo" in runs:
-        blocks["written"] = written_problems(runs["scpo"])
-        if Path(options.model) == make.HERE / "model":  # another M0 had another teacher
-            blocks["written"] += "\n\n" + doubtful_sums(runs["scpo"])
-    if set(runs) >= set(SETTINGS):
-        found = [analysis(options, seed) for seed in range(options.seeds)]
-        methods = [s for s in SETTINGS if SETTINGS[s][2] > 1 or s == "test-queries"]
-        blocks["methods"] = main_table(runs, methods)
-        blocks["thresholds"] = tau_table(runs)
-        blocks["options"] = main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])
-        blocks["epochs"] = main_table(runs, ["choose-last", "choose-dev", "choose-votes"])
-        blocks["judges"] = judge_tables(found)
-        blocks["control"] = main_table(runs, ["reward-own"])
-        blocks["claims"] = claims_table(runs, found)
-    print("\n\n".join(blocks.values()))
+        print("\n" + inside(options, runs["scpo"]))
     if options.results:
-        from bench.figures import draw
-
-        text = Path(options.results).read_text()
-        for name, block in blocks.items():
-            text = replace_block(text, name, block)
-        write_text(options.results, text)
-        points = {tau: (values(runs[s], "M1", "greedy"), statistics.fmean(values(runs[s], "M1", "pairs")))
-                  for tau, s in THRESHOLDS.items()}
-        draw(values, runs, found, points, ROOT / "bench/figures")
+        write_results(options, runs)
 
 
 if __name__ == "__main__":

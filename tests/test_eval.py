@@ -89,4 +89,4 @@ def test_pair_quality_counts_pairs_with_a_known_answer():
     pairs = [{"id": 0, **pair}, {"id": 1, **pair}, {"id": 2, **pair}, {"id": 3, **pair}]
     quality = pair_quality(pairs, {0: "4", 1: "5", 2: "6", 3: None}, "toy")
     assert quality == {"pairs": 4, "with_gold": 3, "chosen_accuracy": 1 / 3, "rejected_accuracy": 1 / 3, "margin": 0.0}
-    assert pair_quality(pairs, {0: "4"}, "toy")["margin"] == 1.0
+    assert pair_quality(pairs, {0: "4"}, "toy")["margin"] == 1.0 and pair_quality(pairs, {}, "toy")["margin"] is None

@@ -27,7 +27,7 @@ def commands() -> list[str]:
     """The README's command lines, with the shell's variables filled in."""
     block = re.search(r"<!-- paper commands -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     variables, lines = {}, []
-    for line in block.splitlines():
+    for line in block.replace("\\\n", " ").splitlines():
         line = re.sub(r"\$(\w+)", lambda match: variables[match[1]], line.partition("  #")[0])
         if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
             variables[assignment[1]] = assignment[2]

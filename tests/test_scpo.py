@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from model import token_logps
-from scpo import (build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, unanimous)
+from scpo import (build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, unanimous,
+                  votes_of)
 
 NAMES = ["policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps"]
 
 
 def choose(answers, k=8, tau=0.5, seed=0):
-    return choose_pair(answers, k, tau, "toy", random.Random(seed))
+    """(pair, votes, reason)"""
+    votes = votes_of(answers, k, "toy")
+    pair, reason = choose_pair(answers, votes, k, tau, "toy", random.Random(seed))
+    return pair, votes, reason
 
 
 # --- votes → pair
@@ -111,7 +115,10 @@ def test_lmsi_needs_a_clear_vote_and_no_second_answer():
     pair, reason = build(["1"] * 4)
     assert reason == "pair" and pair["rejected"] is None and pair["weight"] == 1.0 and pair["votes_chosen"] == 4
     assert build(["1", "1", "2", None], 0.75) == (None, "below tau") and build([None] * 4) == (None, "below tau")
-    assert build([None, "1", "2", "1"])[0]["chosen"] in "bd"
+    for seed in range(20):  # the same target as ScPO's
+        both = [build_pair(row, [None, "1", "2", "1"], 0.5, "toy", random.Random(seed), supervision=s)[0]["chosen"]
+                for s in ("lmsi", "scpo")]
+        assert both[0] == both[1] and both[0] in "bd"
 
 
 def test_controls_change_who_is_chosen_and_the_weight():

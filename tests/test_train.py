@@ -78,6 +78,19 @@ def test_the_model_moved_and_is_a_checkpoint_folder_like_any_other(finished):
     assert {p.name for p in (TOY / "model").iterdir()} == {p.name for p in (finished / "M1/model").iterdir()}
 
 
+@pytest.mark.parametrize("how", [["--supervision", s] for s in ("lmsi", "reward", "coin")] + [
+    ["--choose", "votes"], ["--no-weight"]], ids=" ".join)
+def test_no_other_way_without_labels_reads_one(how, tmp_path, monkeypatch):
+    labelled = vote.read_jsonl(TOY / "dev.jsonl")[:12]
+    files = []
+    for name, rows in (("true", labelled), ("garbage", [row | {"answer": "#### 7"} for row in labelled])):
+        vote.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        run(monkeypatch, train, *SMALL, *how, "--rounds", "1", "--problems", tmp_path / f"{name}.jsonl", "--dev",
+            tmp_path / f"{name}.jsonl", "--test", tmp_path / f"{name}.jsonl", "--out", tmp_path / name)
+        files.append(stage_files(tmp_path / name))
+    assert files[0] == files[1] and "M1/model/model.safetensors" in files[0]
+
+
 def test_no_label_is_read(finished, tmp_path, monkeypatch):
     """Garbage in place of every answer, training and test: all files but the evaluation's are byte-identical."""
     for name in ("train", "test"):
@@ -90,7 +103,7 @@ def test_no_label_is_read(finished, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run/results.json").read_text())["M0"]["greedy"] == 0
 
 
-@pytest.mark.parametrize("lost", ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "model", "eval.json"])
+@pytest.mark.parametrize("lost", [*STAGES, "eval.json"])
 def test_stopped_in_a_stage_and_started_again(finished, tmp_path, monkeypatch, lost):
     """Everything from stage `lost` of round 2 on is missing, and half-written files lie about."""
     order = [*STAGES, "eval_responses.jsonl", "eval.json"]
@@ -101,6 +114,8 @@ def test_stopped_in_a_stage_and_started_again(finished, tmp_path, monkeypatch, l
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         if path.suffix:
             path.with_name(name + ".part").write_text('{"half')
+    if lost == "log.jsonl":  # an epoch was saved, and then it stopped
+        shutil.copytree(finished / "M2/model", again / "M2/epochs/1")
     if lost != "eval.json":
         (again / "M2/epochs/1.part").mkdir(parents=True)
         (again / "M2/epochs/1.part/model.safetensors").write_bytes(b"half")
@@ -362,13 +377,14 @@ def test_lmsi_rejects_nothing_and_its_loss_is_the_nll(judged):
     (["--supervision", "vibes"], "choose from scpo, semi"), (["--choose", "best"], "choose from last"),
     (["--supervision", "reward", "--reward-model", TOY / "model"], "num_objectives"),
     (["--supervision", "reward", "--reward-model", "/no/such/folder"], "--reward-model"),
-    (["--writer", "/no/such/folder", "--new-problems", "4"], "--writer"), (["--dev", "/no/such/file"], "no such file"),
+    (["--writer", "/no/such/folder"], "--writer"), (["--dev", "/no/such/file"], "no such file"),
     (["--choose", "dev", "--dev", TOY / "train.jsonl"], "--choose dev: no problem in")])
 def test_what_a_judge_or_a_choice_asks_for_must_be_there(argv, needle, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         run(monkeypatch, train, *SMALL, "--limit", "6", *argv, "--out", tmp_path / "run")
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert exit_.value.code == 2 and message.startswith("error: ") and needle in message
+    assert not (tmp_path / "run/M0").exists()  # before any work
 
 
 def test_tasks_that_ship_neither_dev_nor_reward_model_ask_for_them(tmp_path):
@@ -394,11 +410,12 @@ def test_another_model_may_write_the_problems(tmp_path, monkeypatch):
 
 
 def test_best_epoch_by_labels_and_by_votes():
-    score = lambda greedy, share, different: {"greedy": greedy, "vote_share": share, "different_answers": different}
-    scores = [score(0.9, 0.99, 40), score(0.3, 0.6, 38), score(0.5, 0.5, 30), score(0.5, 0.7, 20), score(0.1, 1.0, 19)]
-    assert train.best_epoch(scores, "dev") == 2  # M_{t-1} is no candidate, the earlier of two equals is taken
-    assert train.best_epoch(scores, "votes") == 3  # epoch 4 has collapsed: fewer than half of the 40 answers
-    assert train.best_epoch([score(0, 0.5, 40), score(0, 0.9, 3), score(0, 1.0, 1)], "votes") == 1
+    by_labels = [{"epoch": e, "greedy": g} for e, g in ((1, 0.3), (2, 0.5), (3, 0.5), (4, 0.1))]
+    assert train.best_epoch(by_labels, "dev") == 2  # of two equals the earlier
+    by_votes = lambda *rows: train.best_epoch([{"epoch": e, "vote_share": share, "different_answers": different}
+                                               for e, (share, different) in enumerate(rows)], "votes")
+    assert by_votes((0.99, 40), (0.6, 38), (0.7, 20), (1.0, 19)) == 2  # 3 has collapsed; M_{t-1} is no candidate
+    assert by_votes((0.5, 40), (0.9, 3), (1.0, 1)) == 1
 
 
 def test_the_epoch_is_chosen_and_only_labels_need_labels(tmp_path, monkeypatch):
@@ -412,8 +429,8 @@ def test_the_epoch_is_chosen_and_only_labels_need_labels(tmp_path, monkeypatch):
         assert not (tmp_path / name / "M1/epochs").exists() and (tmp_path / name / "M1/model").exists()
     assert stage_files(tmp_path / "votes") == stage_files(tmp_path / "garbage")
     scores = {name: vote.read_jsonl(tmp_path / name / "M1/epochs.jsonl") for name in ("votes", "dev")}
-    assert [row["epoch"] for row in scores["dev"]] == [0, 1, 2, 3] and scores["votes"][0]["greedy"] is None
-    assert [a["vote_share"] for a in scores["votes"]] == [b["vote_share"] for b in scores["dev"]]
+    assert [row["epoch"] for row in scores["dev"]] == [1, 2, 3] and scores["dev"][0]["greedy"] > 0
+    assert [row["epoch"] for row in scores["votes"]] == [0, 1, 2, 3] and 0 < scores["votes"][0]["vote_share"] < 1
     log = vote.read_jsonl(tmp_path / "last/M1/log.jsonl")
     assert log == vote.read_jsonl(tmp_path / "votes/M1/log.jsonl")  # the choice comes after the training
     for name in ("votes", "dev"):
@@ -421,15 +438,18 @@ def test_the_epoch_is_chosen_and_only_labels_need_labels(tmp_path, monkeypatch):
         assert (same[0] == same[1]) == (train.best_epoch(scores[name], name) == 3)
 
 
-def test_stopped_after_the_choice_and_before_the_renaming(tmp_path, monkeypatch):
-    small = [*SMALL, "--rounds", "1", "--epochs", "2", "--choose", "votes", "--limit", "12", "--out", tmp_path / "run"]
+@pytest.mark.parametrize("stage", ["best_epoch", "score_epoch", "make_pairs"])
+def test_stopped_between_the_stages_that_not_every_run_has(stage, tmp_path, monkeypatch):
+    small = [*SMALL, "--rounds", "1", "--epochs", "2", "--choose", "votes", "--supervision", "reward", "--limit", "12"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "best_epoch", lambda scores, choose: 1 / 0)
+        patch.setattr(train, stage, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run(patch, train, *small)
-    assert {p.name for p in (tmp_path / "run/M1/epochs").iterdir()} == {"1", "2"}
-    run(monkeypatch, train, *small)
-    assert (tmp_path / "run/M1/eval.json").exists() and not (tmp_path / "run/M1/epochs").exists()
+            run(patch, train, *small, "--out", tmp_path / "stopped")
+    assert (tmp_path / "stopped/M1/rewards.jsonl").exists() and not (tmp_path / "stopped/M1/model").exists()
+    for name in ("stopped", "whole"):
+        run(monkeypatch, train, *small, "--out", tmp_path / name)
+    assert stage_files(tmp_path / "stopped") == stage_files(tmp_path / "whole")
+    assert not (tmp_path / "whole/M1/epochs").exists() and (tmp_path / "whole/M1/epochs.jsonl").exists()
 
 
 def test_extra_responses_can_be_switched_off(tmp_path, monkeypatch):

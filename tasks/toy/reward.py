@@ -76,7 +76,7 @@ def main() -> None:
     torch.nn.init.zeros_(model.regression_layer.weight)
     rng = random.Random(f"pairs {o.seed}")
     pairs = [[labelled_pairs(row, p["answer"], rng), row] for row, p in zip(rows, problems)]
-    encode = lambda row, i: (text.judged(row["question"])[0], text.encode_response(row["responses"][i]))
+    encode = lambda row, i: text.judged(row["question"], row["responses"][i])[:2]
     train = [(encode(row, a), encode(row, b)) for found, row in pairs[o.held_out :] for a, b in found]
     order = [i for _ in range(o.epochs) for i in rng.sample(range(len(train)), len(train))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, weight_decay=0.0)

@@ -346,7 +346,8 @@ class Llama(Checkpoint):
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in model.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        # By default the root stays whole after a forward pass, and an optimiser made then would hold the wrong tensors.
+        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         register_fsdp_forward_method(model, "response_logps")
         model.to_empty(device=device)
         state = model.state_dict()

@@ -47,7 +47,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from eval import EVALUATION, correct, evaluate, gold_answer, majority, reward_responses, score, table
-from model import Llama, RewardModel, gathered, rank_and_size, read_json
+from model import CHUNK, Block, Llama, RewardModel, gathered, rank_and_size, read_json
 from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_checkpoint, context_length,
                     load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
 from scpo import SUPERVISION, build_pair, collate, nll_loss, scpo_loss, unanimous
@@ -105,6 +105,7 @@ class Options:
     chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
     dtype: str = option("float32", "of sampling and of matrix products: float32, bfloat16; trained weights are float32")
+    dry_run: bool = option(False, "show what memory and how many tokens a round will take, and stop")
 
 
 RULES = SAMPLING_RULES | {
@@ -157,7 +158,7 @@ def read_golds(path: str, task: Task, limit: int | None, asked_by: str) -> dict:
 
 
 # Options that may change when a run goes on; so may the number of ranks.
-MACHINE = ("out", "rounds", "rows", "micro_batch", "device", "recompute", "checkpoint_every")
+MACHINE = ("out", "rounds", "rows", "micro_batch", "device", "recompute", "checkpoint_every", "dry_run")
 
 
 def open_run(options: Options) -> Path:
@@ -179,6 +180,89 @@ def open_run(options: Options) -> Path:
 def per_round(values: tuple, t: int) -> float | int:
     """The t-th of an option given per round, the last one repeated; rounds count from 1."""
     return values[min(t, len(values)) - 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What will it take?
+
+GIB = 2**30
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by what the GPU's name contains
+
+
+def saved_bytes(model: Llama, rows: int, length: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that a block keeps for the backward pass, and those of its input: measured on the meta device."""
+    kept = {}
+    block = Block(model.config).to("meta", dtype)
+    x = torch.empty(rows, length, model.config.hidden_size, device="meta", dtype=dtype, requires_grad=True)  # (B, T, C)
+    angle = torch.empty(1, length, 1, model.config.head_dim // 2, device="meta", dtype=dtype)
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage, storage.nbytes()  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x, (angle, angle), None, 0)
+    weights = {p.untyped_storage()._cdata for p in block.parameters()}
+    return sum(size for key, (_, size) in kept.items() if key not in weights), x.numel() * x.element_size()
+
+
+def memory(model: Llama, options: Options, ranks: int, longest: int) -> dict[str, float]:
+    """Bytes on each rank, by kind. longest: tokens of a prompt; responses are taken at their longest, too."""
+    config, width = model.config, {"float32": 4, "bfloat16": 2}[options.dtype]
+    total = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in model.model.layers[0].parameters())
+    root = total - block * config.num_hidden_layers
+    pairs = min(options.micro_batch, math.ceil(options.batch_size / ranks))
+    rows, length = 2 * pairs, longest + options.max_new_tokens
+    inside, outside = saved_bytes(model, rows, length, getattr(torch, options.dtype))
+    layers = config.num_hidden_layers
+    responses = min(rows * options.max_new_tokens, CHUNK)
+    slots = options.rows * length * layers * 2 * config.num_key_value_heads * config.head_dim * width
+    accumulates = ranks > 1 and math.ceil(options.batch_size / ranks) > pairs
+    return {
+        "weights, fp32": 4 * total / ranks,
+        "gradients, fp32": 4 * total / ranks + accumulates * 4 * total,  # whole until the last micro-batch
+        "optimiser, 2 x fp32": 8 * total / ranks,
+        "blocks put together": width * (root + 2 * block) + (width + 4) * max(block, root),  # and a gradient on its way
+        "activations": inside + layers * outside if options.recompute else layers * inside,
+        "logits of a chunk": responses * config.vocab_size * (width + 3 * 4),
+        "sampling: weights": width * total,
+        "sampling: cache": 1.5 * slots,  # dropping rows copies the keys, then the values
+    }
+
+
+def budget(options: Options, task: Task) -> None:
+    """Print memory by number of ranks, tokens and steps. Raises InputError if it cannot fit in the device seen here."""
+    model, text = Llama.on_meta(options.model), Text(options.model, options.chat)
+    problems = read_problems(options.problems, task, options.limit)
+    longest = max(len(text.encode_prompt(text.prompt(task, problem))) for problem in problems)
+    table = {ranks: memory(model, options, ranks, longest) for ranks in sorted({1, 2, 4, 8, rank_and_size()[1]})}
+    training = lambda kinds: sum(v for kind, v in kinds.items() if not kind.startswith("sampling"))
+    sampling = lambda kinds: sum(v for kind, v in kinds.items() if kind.startswith("sampling"))
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{count:,} parameters; prompts of up to {longest} tokens, responses of up to {options.max_new_tokens}\n"
+          f"GiB per rank, ranks:  {''.join(f'{ranks:10}' for ranks in table)}")
+    for kind in table[1]:
+        print(f"  {kind:<20}{''.join(f'{kinds[kind] / GIB:10.1f}' for kinds in table.values())}")
+    for name, peak in (("training, in all", training), ("sampling, in all", sampling)):
+        print(f"{name:<22}{''.join(f'{peak(kinds) / GIB:10.1f}' for kinds in table.values())}")
+    for t in range(1, options.rounds + 1):
+        asked = len(problems) + per_round(options.new_problems, t)
+        steps = options.epochs * math.ceil(asked / options.batch_size)
+        print(f"M{t}: up to {asked} problems x {options.k} = {asked * options.k} responses, "
+              f"{asked * options.k * options.max_new_tokens / 1e6:.1f}M tokens; up to {steps} steps of "
+              f"{options.batch_size} pairs")
+    device, mine = usable_device(options.device), table[rank_and_size()[1]]
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else \
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    for name, needed, change in (
+            ("training", training(mine), "more ranks, --recompute, a smaller --micro-batch or --max-new-tokens"),
+            ("sampling", sampling(mine), "--dtype bfloat16, smaller --rows or --max-new-tokens")):
+        if needed > there:
+            raise InputError(f"--dry-run: {name} needs {needed / GIB:.1f} GiB per rank, {device} has "
+                             f"{there / GIB:.1f}; try {change}")
+    print(f"fits in {device}, which has {there / GIB:.1f} GiB")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -401,6 +485,42 @@ def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) 
     return read_jsonl(last / "log.jsonl")
 
 
+def training_flops(model: Llama, batch: list[dict]) -> float:
+    """Floating point operations that a batch of pairs takes, forward and backward, without those done twice.
+
+    6 per weight and token, as is customary, the vocabulary projection on response tokens alone; attention takes two
+    products of 2 T²/2 · H · D per layer, three times.
+    """
+    config, sequences = model.config, [e[side] for e in batch for side in ("chosen", "rejected") if side in e]
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    blocks = sum(p.numel() for p in model.model.layers.parameters())
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    projected = 6 * config.vocab_size * config.hidden_size * sum(len(response) for _, response in sequences)
+    return 6 * blocks * sum(lengths) + projected + attention * sum(length**2 for length in lengths)
+
+
+class Speed:
+    """Tokens per second of the steps so far, peak memory, and on a known GPU the share of its speed that was used."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.started, self.tokens, self.flops = device, time.time(), 0, 0.0
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak_flops = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
+
+    def add(self, model: Llama, batch: list[dict]) -> None:
+        self.tokens += sum(len(part) for e in batch for side in ("chosen", "rejected") if side in e for part in e[side])
+        self.flops += training_flops(model, batch)
+
+    def gauges(self) -> dict[str, str]:
+        seconds = time.time() - self.started
+        shown = {"tok/s": f"{self.tokens / seconds:.0f}"}
+        if self.device.type == "cuda":
+            shown["GiB"] = f"{torch.cuda.max_memory_allocated(self.device) / GIB:.1f}"
+        if self.peak_flops:
+            shown["MFU"] = f"{100 * self.flops / seconds / self.peak_flops / rank_and_size()[1]:.0f}%"
+        return shown
+
+
 @contextmanager
 def signals() -> Iterator[list[int]]:
     """The SIGTERMs and SIGINTs that arrive meanwhile, instead of their usual effect."""
@@ -423,7 +543,7 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0, fused=device.type == "cuda")
     encoded = [encode(pair, text) for pair in pairs]
     batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
-    log = load_progress(folder, model, optimizer)
+    log, speed = load_progress(folder, model, optimizer), Speed(device)
     with signals() as caught, tqdm(total=len(pairs) * options.epochs, desc=f"M{t}: optimise", unit="pair", leave=False,
                                    initial=sum(line["pairs"] for line in log)) as bar:
         for step in range(len(log), batches * options.epochs):
@@ -440,7 +560,9 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
             optimizer.step()
             log.append({"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr, "grad_norm": norm, **gauges})
             bar.update(len(batch))
-            bar.set_postfix({name: f"{gauges[name]:.3f}" for name in ("loss", "margin") if name in gauges})
+            speed.add(model, batch)
+            shown = {name: f"{gauges[name]:.3f}" for name in ("loss", "margin") if name in gauges}
+            bar.set_postfix(shown | speed.gauges(), refresh=False)
             if place + 1 == batches and (options.choose != "last" or epoch + 1 == options.epochs):
                 save(epoch + 1)
             stopping = summed({"signals": len(caught)})["signals"]  # one rank's signal stops all
@@ -450,7 +572,8 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
                 raise KeyboardInterrupt
     moved = ", ".join(f"{name.replace('_logp', ' log-prob')} {log[0][name]:.3f} → {log[-1][name]:.3f}"
                       for name in ("loss", "chosen_logp", "rejected_logp") if name in log[0])
-    print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; {moved}")
+    print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; {moved}; "
+          + ", ".join(f"{value} {name}" for name, value in speed.gauges().items()))
     return log
 
 
@@ -657,6 +780,8 @@ def main() -> None:
         read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
     if options.choose == "dev":
         read_golds(options.dev, task, options.limit, "--choose dev")
+    if options.dry_run:
+        return budget(options, task)
     run = open_run(options)
     print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
     evaluate_round(options.model, run, task, options, 0)

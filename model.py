@@ -13,10 +13,10 @@ Letters in shape comments
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -437,6 +437,86 @@ def gathered(mine: dict) -> dict:
     parts: list = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def summed(values: dict[str, float]) -> dict[str, float]:
+    """The sums over all ranks of what each has under a name."""
+    if rank_and_size()[1] == 1:
+        return values
+    parts = gathered({rank_and_size()[0]: values}).values()
+    return {name: sum(part[name] for part in parts) for name in values}
+
+
+def shared(value: Any) -> Any:
+    """The first rank's value, on every rank; none goes on before the first has come here."""
+    if rank_and_size()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What training and sampling take
+
+
+def saved_bytes(model: Llama, rows: int, length: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that a block keeps for the backward pass, and those of its input: measured on the meta device."""
+    kept = {}
+    block = Block(model.config).to("meta", dtype)
+    x = torch.empty(rows, length, model.config.hidden_size, device="meta", dtype=dtype, requires_grad=True)  # (B, T, C)
+    angle = torch.empty(1, length, 1, model.config.head_dim // 2, device="meta", dtype=dtype)
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage, storage.nbytes()  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x, (angle, angle), None, 0)
+    weights = {p.untyped_storage()._cdata for p in block.parameters()}
+    return sum(size for key, (_, size) in kept.items() if key not in weights), x.numel() * x.element_size()
+
+
+def memory(model: Llama, dtype: torch.dtype, ranks: int, *, prompt: int, response: int, batch_size: int,
+           micro_batch: int, rows: int, recompute: bool) -> dict[str, float]:
+    """Bytes on each rank, by kind, of training on batches of pairs and of sampling `rows` responses at once.
+
+    prompt, response: the longest, in tokens. dtype: of matrix products and of sampling.
+    """
+    config, width = model.config, dtype.itemsize
+    total = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in model.model.layers[0].parameters())
+    root = total - block * config.num_hidden_layers
+    pairs = min(micro_batch, math.ceil(batch_size / ranks))
+    layers, length = config.num_hidden_layers, prompt + response
+    inside, outside = saved_bytes(model, 2 * pairs, length, dtype)
+    slots = rows * length * layers * 2 * config.num_key_value_heads * config.head_dim * width
+    accumulates = ranks > 1 and math.ceil(batch_size / ranks) > pairs
+    return {
+        "weights, fp32": 4 * total / ranks,
+        "gradients, fp32": 4 * total / ranks + accumulates * 4 * total,  # whole until the last micro-batch
+        "optimiser, 2 x fp32": 8 * total / ranks,
+        "blocks put together": width * (root + 2 * block) + (width + 4) * max(block, root),  # and a gradient on its way
+        "activations": inside + layers * outside if recompute else layers * inside,
+        "logits of a chunk": min(2 * pairs * response, CHUNK) * config.vocab_size * (width + 3 * 4),
+        "sampling: weights": width * total,
+        "sampling: cache": 1.5 * slots,  # dropping rows copies the keys, then the values
+    }
+
+
+def training_flops(model: Llama, sequences: Sequence[tuple[list[int], list[int]]]) -> float:
+    """Floating point operations of (prompt, response) sequences, forward and backward, without those done twice.
+
+    6 per weight and token, as is customary, the vocabulary projection on response tokens alone; attention takes two
+    products of 2 T²/2 · H · D per layer, three times.
+    """
+    config = model.config
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    blocks = sum(p.numel() for p in model.model.layers.parameters())
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    projected = 6 * config.vocab_size * config.hidden_size * sum(len(response) for _, response in sequences)
+    return 6 * blocks * sum(lengths) + projected + attention * sum(length**2 for length in lengths)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

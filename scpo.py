@@ -20,13 +20,17 @@ Letters in shape comments
     B  pairs      R  sequences      N  response tokens of all sequences      T  longest sequence      V  vocab_size
 """
 
+import math
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from model import Llama, rank_and_size, summed
 from vote import count_votes, same_answer
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,3 +200,80 @@ def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
         tokens[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
         targets[row, len(prompt) : len(prompt) + len(response)] = True
     return tokens, targets
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The gradient of a batch of pairs. An encoded pair has "chosen" and, but for LMSI, "rejected", (prompt, response) token
+# lists each, and the "weight" and reference log-probs of its line in pairs.jsonl.
+
+
+def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -> Tensor:
+    """log p(response | prompt) of each (prompt, response), in nats, (R,) fp32."""
+    device = model.model.norm.weight.device
+    return model.response_logps(*(x.to(device) for x in collate(sequences)))
+
+
+def pair_logps(model: Llama, batch: list[dict]) -> tuple[Tensor, Tensor]:
+    """log M(y+|x) and log M(y-|x) of encoded pairs, (B,) each, in one pass; the second is empty if none is rejected."""
+    sequences = [e["chosen"] for e in batch] + [e["rejected"] for e in batch if "rejected" in e]
+    logps = sequence_logps(model, sequences)  # (2B,)
+    return logps[: len(batch)], logps[len(batch) :]
+
+
+def precision(model: Llama, dtype: str) -> torch.autocast | nullcontext:
+    """bf16 matrix products over fp32 weights: bf16 weights would lose updates smaller than their 8 bits.
+
+    A sharded model puts its blocks together in bf16 by itself.
+    """
+    device = model.model.norm.weight.device.type
+    plain = dtype == "bfloat16" and not isinstance(model.model.norm.weight, DTensor)
+    return torch.autocast(device, torch.bfloat16) if plain else nullcontext()
+
+
+def share_out(items: list, size: int) -> list[list]:
+    """This rank's part of the items, in lists of up to `size`. Every rank gets as many lists, some may be empty: what
+    all compute in step must be the same number of calls."""
+    rank, ranks = rank_and_size()
+    calls, mine = math.ceil(math.ceil(len(items) / ranks) / size), items[rank::ranks]
+    return [mine[i * size : (i + 1) * size] for i in range(calls)]
+
+
+def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float, alpha: float,
+               dtype: str = "float32") -> dict[str, float]:
+    """Gradients of the batch's mean loss, in micro-batches, and the mean over the batch of every gauge.
+
+    Each micro-batch's sum is divided by the pairs of the whole batch, so any split, over time or over ranks, gives the
+    same gradient. Ranks exchange gradients once, after the last micro-batch.
+    """
+    totals: dict[str, float] = {}
+    ranks, parts = rank_and_size()[1], share_out(batch, micro_batch)
+    for i, part in enumerate(parts):
+        used = part or batch[:1]  # a rank without a pair computes along, for nothing
+        column = lambda name: torch.tensor([e[name] for e in used], device=model.model.norm.weight.device)
+        if ranks > 1:
+            model.set_requires_gradient_sync(i + 1 == len(parts))
+        with precision(model, dtype):
+            chosen, rejected = pair_logps(model, used)  # (B,) each
+        lengths = torch.tensor([len(e["chosen"][1]) for e in used], device=chosen.device)  # (B,)
+        losses = nll = nll_loss(chosen, lengths)  # (B,) all there is without a rejected response
+        gauges = {"nll": nll, "chosen_logp": chosen}
+        if len(rejected):
+            losses, chosen_rewards, rejected_rewards = scpo_loss(
+                chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
+                column("weight"), beta, alpha)
+            gauges |= {"rejected_logp": rejected, "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
+                       "margin": chosen_rewards - rejected_rewards,
+                       "accuracy": (chosen_rewards > rejected_rewards).float()}
+        gauges = {"loss": losses, **gauges}
+        (losses.sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
+        for name, values in gauges.items():
+            totals[name] = totals.get(name, 0.0) + (values.sum().item() / len(batch) if part else 0.0)
+    return summed(totals)
+
+
+def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
+    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0; steps count from 0."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

@@ -30,27 +30,25 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from functools import partialmethod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from eval import EVALUATION, correct, evaluate, gold_answer, majority, reward_responses, score, table
-from model import CHUNK, Block, Llama, RewardModel, gathered, rank_and_size, read_json
+from model import (Llama, RewardModel, gathered, memory, rank_and_size, read_json, shared, summed, training_flops)
 from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_checkpoint, context_length,
                     load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
-from scpo import SUPERVISION, build_pair, collate, nll_loss, scpo_loss, unanimous
+from scpo import SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, share_out, unanimous
 from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
                   show_votes, write_jsonl, write_text)
 
@@ -189,55 +187,15 @@ GIB = 2**30
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by what the GPU's name contains
 
 
-def saved_bytes(model: Llama, rows: int, length: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that a block keeps for the backward pass, and those of its input: measured on the meta device."""
-    kept = {}
-    block = Block(model.config).to("meta", dtype)
-    x = torch.empty(rows, length, model.config.hidden_size, device="meta", dtype=dtype, requires_grad=True)  # (B, T, C)
-    angle = torch.empty(1, length, 1, model.config.head_dim // 2, device="meta", dtype=dtype)
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage, storage.nbytes()  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x, (angle, angle), None, 0)
-    weights = {p.untyped_storage()._cdata for p in block.parameters()}
-    return sum(size for key, (_, size) in kept.items() if key not in weights), x.numel() * x.element_size()
-
-
-def memory(model: Llama, options: Options, ranks: int, longest: int) -> dict[str, float]:
-    """Bytes on each rank, by kind. longest: tokens of a prompt; responses are taken at their longest, too."""
-    config, width = model.config, {"float32": 4, "bfloat16": 2}[options.dtype]
-    total = sum(p.numel() for p in model.parameters())
-    block = sum(p.numel() for p in model.model.layers[0].parameters())
-    root = total - block * config.num_hidden_layers
-    pairs = min(options.micro_batch, math.ceil(options.batch_size / ranks))
-    rows, length = 2 * pairs, longest + options.max_new_tokens
-    inside, outside = saved_bytes(model, rows, length, getattr(torch, options.dtype))
-    layers = config.num_hidden_layers
-    responses = min(rows * options.max_new_tokens, CHUNK)
-    slots = options.rows * length * layers * 2 * config.num_key_value_heads * config.head_dim * width
-    accumulates = ranks > 1 and math.ceil(options.batch_size / ranks) > pairs
-    return {
-        "weights, fp32": 4 * total / ranks,
-        "gradients, fp32": 4 * total / ranks + accumulates * 4 * total,  # whole until the last micro-batch
-        "optimiser, 2 x fp32": 8 * total / ranks,
-        "blocks put together": width * (root + 2 * block) + (width + 4) * max(block, root),  # and a gradient on its way
-        "activations": inside + layers * outside if options.recompute else layers * inside,
-        "logits of a chunk": responses * config.vocab_size * (width + 3 * 4),
-        "sampling: weights": width * total,
-        "sampling: cache": 1.5 * slots,  # dropping rows copies the keys, then the values
-    }
-
-
 def budget(options: Options, task: Task) -> None:
     """Print memory by number of ranks, tokens and steps. Raises InputError if it cannot fit in the device seen here."""
     model, text = Llama.on_meta(options.model), Text(options.model, options.chat)
     problems = read_problems(options.problems, task, options.limit)
     longest = max(len(text.encode_prompt(text.prompt(task, problem))) for problem in problems)
-    table = {ranks: memory(model, options, ranks, longest) for ranks in sorted({1, 2, 4, 8, rank_and_size()[1]})}
+    how = {"prompt": longest, "response": options.max_new_tokens, "batch_size": options.batch_size,
+           "micro_batch": options.micro_batch, "rows": options.rows, "recompute": options.recompute}
+    table = {ranks: memory(model, getattr(torch, options.dtype), ranks, **how)
+             for ranks in sorted({1, 2, 4, 8, rank_and_size()[1]})}
     training = lambda kinds: sum(v for kind, v in kinds.items() if not kind.startswith("sampling"))
     sampling = lambda kinds: sum(v for kind, v in kinds.items() if kind.startswith("sampling"))
     count = sum(p.numel() for p in model.parameters())
@@ -353,12 +311,6 @@ def make_pairs(responses: list[dict], rewards: list[dict], task: Task, options: 
 # Stage 4: optimise
 
 
-def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -> Tensor:
-    """log p(response | prompt) of each (prompt, response), in nats, (R,) fp32."""
-    device = model.model.norm.weight.device
-    return model.response_logps(*(x.to(device) for x in collate(sequences)))
-
-
 def encode(pair: dict, text: Text) -> dict:
     """The tokens of a pair: (prompt, response) of each side there is, and the three numbers the loss needs beside."""
     prompt = text.encode_prompt(pair["prompt"])
@@ -367,90 +319,17 @@ def encode(pair: dict, text: Text) -> dict:
         name: pair.get(name) for name in ("weight", "reference_chosen_logp", "reference_rejected_logp")}
 
 
-def pair_logps(model: Llama, batch: list[dict]) -> tuple[Tensor, Tensor]:
-    """log M(y+|x) and log M(y-|x) of encoded pairs, (B,) each, in one pass; the second is empty if none is rejected."""
-    sequences = [e["chosen"] for e in batch] + [e["rejected"] for e in batch if "rejected" in e]
-    logps = sequence_logps(model, sequences)  # (2B,)
-    return logps[: len(batch)], logps[len(batch) :]
-
-
-def precision(options: Options, model: Llama) -> torch.autocast | nullcontext:
-    """bf16 matrix products over fp32 weights: bf16 weights would lose updates smaller than their 8 bits.
-
-    A sharded model puts its blocks together in bf16 by itself.
-    """
-    device = model.model.norm.weight.device.type
-    plain = options.dtype == "bfloat16" and not isinstance(model.model.norm.weight, DTensor)
-    return torch.autocast(device, torch.bfloat16) if plain else nullcontext()
-
-
-def share_out(items: list, size: int) -> list[list]:
-    """This rank's part of the items, in lists of up to `size`. Every rank gets as many lists, some may be empty: what
-    all compute in step must be the same number of calls."""
-    rank, ranks = rank_and_size()
-    calls, mine = math.ceil(math.ceil(len(items) / ranks) / size), items[rank::ranks]
-    return [mine[i * size : (i + 1) * size] for i in range(calls)]
-
-
 @torch.no_grad()
 def add_reference(model: Llama, text: Text, pairs: list[dict], options: Options, t: int) -> None:
     """Store log M_{t-1}(y|x) of both responses in each pair: two numbers instead of a second model in memory."""
     found = {}
     parts = share_out(list(range(len(pairs))), options.micro_batch)
     for part in tqdm(parts, f"M{t}: reference", unit="batch", leave=False):
-        with precision(options, model):
+        with precision(model, options.dtype):
             logps = pair_logps(model, [encode(pairs[i], text) for i in part or [0]])
         found |= zip(part, zip(*(side.tolist() for side in logps)))
     for i, (chosen, rejected) in gathered(found).items():
         pairs[i]["reference_chosen_logp"], pairs[i]["reference_rejected_logp"] = chosen, rejected
-
-
-def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0; steps count from 0."""
-    rising = math.ceil(warmup * steps)
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def accumulate(model: Llama, batch: list[dict], options: Options) -> dict[str, float]:
-    """Gradients of the batch's mean loss, in micro-batches, and the mean over the batch of every gauge.
-
-    Each micro-batch's sum is divided by the pairs of the whole batch, so any split, over time or over ranks, gives the
-    same gradient. Ranks exchange gradients once, after the last micro-batch.
-    """
-    totals: dict[str, float] = {}
-    ranks, parts = rank_and_size()[1], share_out(batch, options.micro_batch)
-    for i, part in enumerate(parts):
-        used = part or batch[:1]  # a rank without a pair computes along, for nothing
-        column = lambda name: torch.tensor([e[name] for e in used], device=model.model.norm.weight.device)
-        if ranks > 1:
-            model.set_requires_gradient_sync(i + 1 == len(parts))
-        with precision(options, model):
-            chosen, rejected = pair_logps(model, used)  # (B,) each
-        lengths = torch.tensor([len(e["chosen"][1]) for e in used], device=chosen.device)  # (B,)
-        losses = nll = nll_loss(chosen, lengths)  # (B,) all there is without a rejected response
-        gauges = {"nll": nll, "chosen_logp": chosen}
-        if len(rejected):
-            losses, chosen_rewards, rejected_rewards = scpo_loss(
-                chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
-                column("weight"), options.beta, options.alpha)
-            gauges |= {"rejected_logp": rejected, "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
-                       "margin": chosen_rewards - rejected_rewards,
-                       "accuracy": (chosen_rewards > rejected_rewards).float()}
-        gauges = {"loss": losses, **gauges}
-        (losses.sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
-        for name, values in gauges.items():
-            totals[name] = totals.get(name, 0.0) + (values.sum().item() / len(batch) if part else 0.0)
-    return summed(totals)
-
-
-def summed(values: dict[str, float]) -> dict[str, float]:
-    """The sums over all ranks of what each has under a name."""
-    if rank_and_size()[1] == 1:
-        return values
-    parts = gathered({rank_and_size()[0]: values}).values()
-    return {name: sum(part[name] for part in parts) for name in values}
 
 
 def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, log: list[dict]) -> None:
@@ -485,20 +364,6 @@ def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) 
     return read_jsonl(last / "log.jsonl")
 
 
-def training_flops(model: Llama, batch: list[dict]) -> float:
-    """Floating point operations that a batch of pairs takes, forward and backward, without those done twice.
-
-    6 per weight and token, as is customary, the vocabulary projection on response tokens alone; attention takes two
-    products of 2 T²/2 · H · D per layer, three times.
-    """
-    config, sequences = model.config, [e[side] for e in batch for side in ("chosen", "rejected") if side in e]
-    lengths = [len(prompt) + len(response) for prompt, response in sequences]
-    blocks = sum(p.numel() for p in model.model.layers.parameters())
-    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    projected = 6 * config.vocab_size * config.hidden_size * sum(len(response) for _, response in sequences)
-    return 6 * blocks * sum(lengths) + projected + attention * sum(length**2 for length in lengths)
-
-
 class Speed:
     """Tokens per second of the steps so far, peak memory, and on a known GPU the share of its speed that was used."""
 
@@ -508,8 +373,9 @@ class Speed:
         self.peak_flops = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
 
     def add(self, model: Llama, batch: list[dict]) -> None:
-        self.tokens += sum(len(part) for e in batch for side in ("chosen", "rejected") if side in e for part in e[side])
-        self.flops += training_flops(model, batch)
+        sequences = [pair[side] for pair in batch for side in ("chosen", "rejected") if side in pair]
+        self.tokens += sum(len(prompt) + len(response) for prompt, response in sequences)
+        self.flops += training_flops(model, sequences)
 
     def gauges(self) -> dict[str, str]:
         seconds = time.time() - self.started
@@ -554,7 +420,8 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad()
-            gauges = accumulate(model, batch, options)
+            gauges = accumulate(model, batch, micro_batch=options.micro_batch, beta=options.beta, alpha=options.alpha,
+                                dtype=options.dtype)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
             norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             optimizer.step()
@@ -645,15 +512,6 @@ def choose_epoch(source: str | Path, folder: Path, task: Task, options: Options,
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
-
-
-def shared(value: Any) -> Any:
-    """The first rank's value, on every rank; none goes on before the first has come here."""
-    if rank_and_size()[1] == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
 
 
 def stage(path: Path, make: Callable[[], list[dict]]) -> list[dict]:

@@ -15,6 +15,7 @@ import torch
 
 import eval as evaluation
 import sample
+import scpo
 import train
 import vote
 from model import Llama
@@ -165,7 +166,7 @@ def test_accumulation_one_by_four_equals_four_by_one(encoded):
     gradients, gauges = [], []
     for micro in (1, 2, 3, 4):
         model = Llama.from_pretrained(TOY / "model")
-        gauges.append(train.accumulate(model, encoded, options(micro_batch=micro)))
+        gauges.append(scpo.accumulate(model, encoded, micro_batch=micro, beta=0.5, alpha=5.0))
         gradients.append([p.grad for p in model.parameters()])
     for other, gauge in zip(gradients[1:], gauges[1:]):
         for a, b in zip(gradients[0], other):
@@ -177,7 +178,7 @@ def test_sequence_logps_are_sums_over_the_response_alone(encoded):
     model = Llama.from_pretrained(TOY / "model")
     sequences = [e["chosen"] for e in encoded] + [e["rejected"] for e in encoded]
     with torch.no_grad():
-        batched = train.sequence_logps(model, sequences)
+        batched = scpo.sequence_logps(model, sequences)
         for (prompt, response), logp in zip(sequences, batched):
             logits = model(torch.tensor([prompt + response]))[0].double().log_softmax(-1)
             expected = sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(response))
@@ -186,10 +187,10 @@ def test_sequence_logps_are_sums_over_the_response_alone(encoded):
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine():
-    rates = [train.learning_rate(s, 20, 0.1, 1.0) for s in range(20)]
+    rates = [scpo.learning_rate(s, 20, 0.1, 1.0) for s in range(20)]
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0]) and rates[11] == pytest.approx(0.5) and 0 < rates[-1] < 0.01
     assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert train.learning_rate(0, 1, 0.0, 1.0) == 1.0
+    assert scpo.learning_rate(0, 1, 0.0, 1.0) == 1.0
 
 
 @pytest.mark.parametrize("change", [{"beta": 0.1}, {"alpha": 0.0}, {"lr": 1e-3}, {"epochs": 2}, {"batch_size": 4},

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
@@ -460,22 +461,24 @@ def shared(value: Any) -> Any:
 # What training and sampling take
 
 
-def saved_bytes(model: Llama, rows: int, length: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that a block keeps for the backward pass, and those of its input: measured on the meta device."""
+def saved_bytes(config: Config, rows: int, length: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that a block keeps for the backward pass, and those of its input. Measured, on tensors without content."""
     kept = {}
-    block = Block(model.config).to("meta", dtype)
-    x = torch.empty(rows, length, model.config.hidden_size, device="meta", dtype=dtype, requires_grad=True)  # (B, T, C)
-    angle = torch.empty(1, length, 1, model.config.head_dim // 2, device="meta", dtype=dtype)
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage._cdata] = storage, storage.nbytes()  # held, so that no address is used twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x, (angle, angle), None, 0)
-    weights = {p.untyped_storage()._cdata for p in block.parameters()}
-    return sum(size for key, (_, size) in kept.items() if key not in weights), x.numel() * x.element_size()
+    with FakeTensorMode():
+        block = Block(config)
+        weights = {name: p.detach().to(dtype).requires_grad_() for name, p in block.named_parameters()}
+        x = torch.empty(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)  # (B, T, C)
+        angle = torch.empty(1, length, 1, config.head_dim // 2, dtype=dtype)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            torch.func.functional_call(block, weights, (x, (angle, angle), None, 0))
+    own = {p.untyped_storage()._cdata for p in weights.values()}
+    return sum(size for place, (_, size) in kept.items() if place not in own), x.numel() * x.element_size()
 
 
 def memory(model: Llama, dtype: torch.dtype, ranks: int, *, prompt: int, response: int, batch_size: int,
@@ -490,7 +493,7 @@ def memory(model: Llama, dtype: torch.dtype, ranks: int, *, prompt: int, respons
     root = total - block * config.num_hidden_layers
     pairs = min(micro_batch, math.ceil(batch_size / ranks))
     layers, length = config.num_hidden_layers, prompt + response
-    inside, outside = saved_bytes(model, 2 * pairs, length, dtype)
+    inside, outside = saved_bytes(config, 2 * pairs, length, dtype)
     slots = rows * length * layers * 2 * config.num_key_value_heads * config.head_dim * width
     accumulates = ranks > 1 and math.ceil(batch_size / ranks) > pairs
     return {

@@ -656,6 +656,8 @@ def main() -> None:
     results = read_json(run / "results.json", "")
     print(f"\n{task.name}, accuracy in % ± standard error over the test problems, self-consistency of {options.k}\n"
           f"{table(results)}\nmodels in {run}/M*/model, numbers in {run}/results.json, every stage in {run}/M*/*.jsonl")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

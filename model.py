@@ -336,13 +336,12 @@ class Llama(Checkpoint):
         return token_logps(self.head(hidden), targets)
 
     @classmethod
-    def sharded(cls, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Self:
-        """A checkpoint for training on all ranks: each holds its part of every tensor, in fp32 (FSDP2).
+    def empty_sharded(cls, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Self:
+        """A model for training on all ranks, without content: each holds its part of every tensor, in fp32 (FSDP2).
 
-        A block is put together when it is computed, in `dtype`; gradients are reduced in fp32. Read tensor by tensor,
-        so no rank ever holds more than its part and one tensor.
+        A block is put together when it is computed, in `dtype`; gradients are reduced in fp32.
         """
-        folder, model = Path(folder), cls.on_meta(folder)
+        model = cls.on_meta(folder)
         mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in model.model.layers:
@@ -350,13 +349,18 @@ class Llama(Checkpoint):
         # By default the root stays whole after a forward pass, and an optimiser made then would hold the wrong tensors.
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         register_fsdp_forward_method(model, "response_logps")
-        model.to_empty(device=device)
+        return model.to_empty(device=device).train()
+
+    @classmethod
+    def sharded(cls, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Self:
+        """A checkpoint for training on all ranks; read tensor by tensor, so that no rank ever holds more than its part
+        and one tensor."""
+        model = cls.empty_sharded(folder, device, dtype)
         state = model.state_dict()
-        for name, whole in read_tensors(folder, model, device):
-            part = distribute_tensor(whole.float(), mesh, state[name].placements, src_data_rank=None)
-            with torch.no_grad():
-                state[name].copy_(part)
-        return model.train()
+        for name, whole in read_tensors(Path(folder), model, device):
+            mine = state[name]
+            mine.copy_(distribute_tensor(whole.float(), mine.device_mesh, mine.placements, src_data_rank=None))
+        return model
 
 
 class Gating(nn.Module):
@@ -491,21 +495,22 @@ def memory(model: Llama, dtype: torch.dtype, ranks: int, *, prompt: int, respons
     total = sum(p.numel() for p in model.parameters())
     block = sum(p.numel() for p in model.model.layers[0].parameters())
     root = total - block * config.num_hidden_layers
-    pairs = min(micro_batch, math.ceil(batch_size / ranks))
-    layers, length = config.num_hidden_layers, prompt + response
+    share = math.ceil(batch_size / ranks)  # pairs of a step on one rank
+    pairs, layers, length = min(micro_batch, share), config.num_hidden_layers, prompt + response
     inside, outside = saved_bytes(config, 2 * pairs, length, dtype)
-    slots = rows * length * layers * 2 * config.num_key_value_heads * config.head_dim * width
-    accumulates = ranks > 1 and math.ceil(batch_size / ranks) > pairs
-    return {
-        "weights, fp32": 4 * total / ranks,
-        "gradients, fp32": 4 * total / ranks + accumulates * 4 * total,  # whole until the last micro-batch
-        "optimiser, 2 x fp32": 8 * total / ranks,
-        "blocks put together": width * (root + 2 * block) + (width + 4) * max(block, root),  # and a gradient on its way
-        "activations": inside + layers * outside if recompute else layers * inside,
-        "logits of a chunk": min(2 * pairs * response, CHUNK) * config.vocab_size * (width + 3 * 4),
-        "sampling: weights": width * total,
-        "sampling: cache": 1.5 * slots,  # dropping rows copies the keys, then the values
-    }
+    weights, again = 4 * total / ranks, share > pairs  # again: there is a second micro-batch
+    gradients = weights + 4 * total * (again and ranks > 1)  # whole until the last micro-batch, then exchanged
+    whole = width * (root + min(2, layers) * block) + (width + 4) * max(block, root)  # and a gradient on its way
+    activations = inside + layers * outside if recompute else layers * inside
+    logits = min(2 * pairs * response, CHUNK) * config.vocab_size * (width + 3 * 4)
+    # Before a step's first backward pass there are no gradients, at its end the activations of one block are left.
+    beside = gradients + activations + logits if again else max(activations + logits, gradients + inside)
+    slots = rows * length * layers * 2 * config.num_key_value_heads * config.head_dim
+    return {"weights, fp32": weights, "optimiser, 2 x fp32": 2 * weights, "gradients, fp32": gradients,
+            "blocks put together": whole, "activations": activations, "logits of a chunk": logits,
+            "training, at most": 3 * weights + whole + beside,
+            "sampling: weights": width * total, "sampling: cache": 1.5 * width * slots,  # dropping rows copies it
+            "sampling, at most": width * (total + 1.5 * slots)}
 
 
 def training_flops(model: Llama, sequences: Sequence[tuple[list[int], list[int]]]) -> float:

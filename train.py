@@ -196,15 +196,11 @@ def budget(options: Options, task: Task) -> None:
            "micro_batch": options.micro_batch, "rows": options.rows, "recompute": options.recompute}
     table = {ranks: memory(model, getattr(torch, options.dtype), ranks, **how)
              for ranks in sorted({1, 2, 4, 8, rank_and_size()[1]})}
-    training = lambda kinds: sum(v for kind, v in kinds.items() if not kind.startswith("sampling"))
-    sampling = lambda kinds: sum(v for kind, v in kinds.items() if kind.startswith("sampling"))
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters; prompts of up to {longest} tokens, responses of up to {options.max_new_tokens}\n"
           f"GiB per rank, ranks:  {''.join(f'{ranks:10}' for ranks in table)}")
     for kind in table[1]:
-        print(f"  {kind:<20}{''.join(f'{kinds[kind] / GIB:10.1f}' for kinds in table.values())}")
-    for name, peak in (("training, in all", training), ("sampling, in all", sampling)):
-        print(f"{name:<22}{''.join(f'{peak(kinds) / GIB:10.1f}' for kinds in table.values())}")
+        print(f"{kind:<22}{''.join(f'{kinds[kind] / GIB:10.1f}' for kinds in table.values())}")
     for t in range(1, options.rounds + 1):
         asked = len(problems) + per_round(options.new_problems, t)
         steps = options.epochs * math.ceil(asked / options.batch_size)
@@ -214,11 +210,11 @@ def budget(options: Options, task: Task) -> None:
     device, mine = usable_device(options.device), table[rank_and_size()[1]]
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else \
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    for name, needed, change in (
-            ("training", training(mine), "more ranks, --recompute, a smaller --micro-batch or --max-new-tokens"),
-            ("sampling", sampling(mine), "--dtype bfloat16, smaller --rows or --max-new-tokens")):
-        if needed > there:
-            raise InputError(f"--dry-run: {name} needs {needed / GIB:.1f} GiB per rank, {device} has "
+    for name, change in (
+            ("training", "more ranks, --recompute, a smaller --micro-batch or --max-new-tokens"),
+            ("sampling", "--dtype bfloat16, smaller --rows or --max-new-tokens")):
+        if mine[f"{name}, at most"] > there:
+            raise InputError(f"--dry-run: {name} needs {mine[f'{name}, at most'] / GIB:.1f} GiB per rank, {device} has "
                              f"{there / GIB:.1f}; try {change}")
     print(f"fits in {device}, which has {there / GIB:.1f} GiB")
 

@@ -174,6 +174,7 @@ def test_budget_of_the_8b_shape():
         assert kinds["optimiser, 2 x fp32"] == 8 * total / ranks
         assert kinds["sampling: weights"] == 2 * total
         assert kinds["sampling: cache"] == 1.5 * 64 * 754 * 32 * 2 * 8 * 128 * 2
+        assert kinds["training, at most"] > 4 * kinds["weights, fp32"]
     accumulating = memory(model, torch.bfloat16, 2, micro_batch=1, **how)
     assert accumulating["gradients, fp32"] == 4 * total / 2 + 4 * total  # whole until they are exchanged
     kept = [memory(model, torch.bfloat16, 1, micro_batch=2, **how | {"recompute": again})["activations"]

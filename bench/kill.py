@@ -1,0 +1,80 @@
+"""Kill -9 a run on two processes at random moments; what it goes on to is compared with an undisturbed run.
+
+    python bench/kill.py [--times 20] [--ranks 2]
+
+A small run of the miniature through every stage: two rounds, self-written problems, an epoch chosen by votes, a copy of
+the optimiser on disk after every second step. Each trial starts anew, is killed with all its processes before the time
+that an undisturbed run takes, is started again, and must end with the same files, bit by bit.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from vote import InputError, option, parse_options, run_script  # noqa: E402
+
+RUN = ["--limit", "24", "--k", "4", "--new-problems", "0", "12", "--epochs", "3", "--batch-size", "8", "--micro-batch",
+       "2", "--choose", "votes", "--checkpoint-every", "2"]
+
+
+@dataclass
+class Options:
+    times: int = option(20, "trials")
+    ranks: int = option(2, "processes")
+    seed: int = option(0, "of the moments")
+
+
+def start(ranks: int, out: Path) -> subprocess.Popen:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.Popen([*torchrun, str(ROOT / "train.py"), *RUN, "--out", str(out)], start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """All that a run leaves behind, but for the seconds it took."""
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*"))
+            if p.is_file() and p.name not in ("options.json", "results.json")}
+
+
+def newest(run: Path) -> str:
+    """Where it was killed: the file that was written last."""
+    found = [path for path in run.rglob("*") if path.is_file()]
+    return str(max(found, key=lambda path: path.stat().st_mtime).relative_to(run)) if found else "nothing yet"
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, started = Path(folder) / "whole", time.time()
+        if start(options.ranks, whole).wait():
+            raise InputError("the undisturbed run failed; try train.py alone")
+        seconds, expected, same = time.time() - started, files(whole), 0
+        print(f"undisturbed: {seconds:.1f} s, {len(expected)} files")
+        for trial in range(options.times):
+            out, moment = Path(folder) / f"run-{trial}", draw.uniform(0.2, 1.0) * seconds  # before, it only starts up
+            process = start(options.ranks, out)
+            time.sleep(moment)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            place = newest(out)
+            ended = start(options.ranks, out).wait() == 0
+            alike = ended and files(out) == expected
+            same += alike
+            print(f"{trial + 1:2}. killed after {moment:5.1f} s, last written {place}: "
+                  + ("the same in the end" if alike else "NOT the same" if ended else "DID NOT go on"), flush=True)
+    print(f"{same} of {options.times} ended with the same files")
+
+
+if __name__ == "__main__":
+    run_script(main)

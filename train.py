@@ -21,6 +21,7 @@ A finished file is not made again: a run that was stopped goes on when the same 
 not read, but for the evaluation and where an option asks for them: --supervision gold or semi, --choose dev.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -173,6 +174,21 @@ def open_run(options: Options) -> Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"--out {run}: is a file; choose another name for the run's folder") from error
     return run
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[Path]:
+    """Keep a second process out of the run's folder. The lock ends with the process, however that ends."""
+    if rank_and_size()[0] > 0:
+        yield run
+        return
+    with open(run / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--out {run}: another process is at work there; wait for it, or choose another --out"
+                             ) from error
+        yield run
 
 
 def per_round(values: tuple, t: int) -> float | int:
@@ -619,24 +635,8 @@ def join(device: torch.device) -> None:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
-def main() -> None:
-    options = parse_options(Options, __doc__)
-    task = Task.load(options.task)
-    options = complete(options, task)
-    join(usable_device(options.device))
-    for path in filter(None, (options.problems, options.test, options.dev)):
-        read_problems(path, task)  # a broken line shows now, not after an hour; so does what is needed later
-    if options.supervision == "reward":
-        check_checkpoint(options.reward_model, "auto", RewardModel, "--reward-model")
-    if options.writer:
-        check_checkpoint(options.writer, "auto", Llama, "--writer")
-    if options.supervision in ("gold", "semi"):
-        read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
-    if options.choose == "dev":
-        read_golds(options.dev, task, options.limit, "--choose dev")
-    if options.dry_run:
-        return budget(options, task)
-    run = open_run(options)
+def run_rounds(options: Options, task: Task, run: Path) -> None:
+    """M_0 → M_1 → … in the run's folder, each evaluated, and the table of all."""
     print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
     evaluate_round(options.model, run, task, options, 0)
     source: str | Path = options.model
@@ -652,6 +652,33 @@ def main() -> None:
     results = read_json(run / "results.json", "")
     print(f"\n{task.name}, accuracy in % ± standard error over the test problems, self-consistency of {options.k}\n"
           f"{table(results)}\nmodels in {run}/M*/model, numbers in {run}/results.json, every stage in {run}/M*/*.jsonl")
+
+
+def check_inputs(options: Options, task: Task) -> None:
+    """Read every file and folder that some stage will need: a broken line shows now, not after hours."""
+    for path in filter(None, (options.problems, options.test, options.dev)):
+        read_problems(path, task)
+    if options.supervision == "reward":
+        check_checkpoint(options.reward_model, "auto", RewardModel, "--reward-model")
+    if options.writer:
+        check_checkpoint(options.writer, "auto", Llama, "--writer")
+    if options.supervision in ("gold", "semi"):
+        read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
+    if options.choose == "dev":
+        read_golds(options.dev, task, options.limit, "--choose dev")
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    task = Task.load(options.task)
+    options = complete(options, task)
+    join(usable_device(options.device))
+    check_inputs(options, task)
+    if options.dry_run:
+        budget(options, task)
+    else:
+        with alone(open_run(options)) as run:
+            run_rounds(options, task, run)
     if dist.is_initialized():
         dist.destroy_process_group()
 

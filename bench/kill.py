@@ -9,7 +9,6 @@ that an undisturbed run takes, is started again, and must end with the same file
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -35,15 +34,15 @@ class Options:
 
 def start(ranks: int, out: Path) -> subprocess.Popen:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.Popen([*torchrun, str(ROOT / "train.py"), *RUN, "--out", str(out)], start_new_session=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    return subprocess.Popen([*torchrun, str(ROOT / "train.py"), *RUN, "--out", str(out)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def files(run: Path) -> dict[str, bytes]:
     """All that a run leaves behind, but for the seconds it took."""
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*"))
-            if p.is_file() and p.name not in ("options.json", "results.json")}
+            if p.is_file() and p.name not in ("options.json", "results.json", "lock")}
 
 
 def newest(run: Path) -> str:
@@ -65,7 +64,7 @@ def main() -> None:
             out, moment = Path(folder) / f"run-{trial}", draw.uniform(0.2, 1.0) * seconds  # before, it only starts up
             process = start(options.ranks, out)
             time.sleep(moment)
-            os.killpg(process.pid, signal.SIGKILL)
+            subprocess.run(["pkill", "-KILL", "-f", str(out)])  # launcher and workers, which have sessions of their own
             process.wait()
             place = newest(out)
             ended = start(options.ranks, out).wait() == 0

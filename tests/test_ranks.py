@@ -106,6 +106,15 @@ def test_two_steps_and_two_steps_are_four_to_the_bit(tmp_path, monkeypatch):
         assert (tmp_path / "whole/M1" / name).read_bytes() == (tmp_path / "parts/M1" / name).read_bytes()
 
 
+def test_a_second_process_is_kept_out_of_the_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    with train.alone(tmp_path / "run"):
+        with pytest.raises(SystemExit) as exit_:
+            run(monkeypatch, train, *SMALL, "--out", tmp_path / "run")
+        assert exit_.value.code == 2 and "another process" in capsys.readouterr().err
+    run(monkeypatch, train, *SMALL, "--rounds", "1", "--limit", "8", "--out", tmp_path / "run")
+
+
 # --- log-probs without the vocabulary
 
 

@@ -68,7 +68,7 @@ SETTINGS = {
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
 THRESHOLDS = {0.1: "tau-0.1", 0.3: "tau-0.3", 0.5: "scpo", 0.7: "tau-0.7", 0.9: "tau-0.9"}  # of round 1
-# What the first samples depend on. The problem file may differ: it adds answers to the same questions.
+# What the first samples depend on, beside the questions.
 SAMPLES = ("model", "test", "k", "temperature", "top_p", "extra", "extra_temperature", "max_new_tokens", "limit",
            "seed")
 DEV = 200  # dev problems that choose an epoch: the paper's 800, for as many runs as this, would take a day
@@ -152,7 +152,9 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
         return
     mine = json.loads(json.dumps(asdict(train.complete(parse_options(train.Options, "", argv), Task.load("toy")))))
     theirs = json.loads((scpo / "options.json").read_text())
-    if any(mine[name] != theirs[name] for name in SAMPLES) or mine["new_problems"][0] != theirs["new_problems"][0]:
+    questions = [[(row["id"], row["question"]) for row in read_jsonl(run["problems"])] for run in (mine, theirs)]
+    if questions[0] != questions[1] or any(mine[name] != theirs[name] for name in SAMPLES) or \
+            mine["new_problems"][0] != theirs["new_problems"][0]:
         return
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -415,7 +417,8 @@ def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict])
     methods = [s for s in SETTINGS if SETTINGS[s][2] > 1 or s == "test-queries"]
     return {"claims": claims_table(runs, found), "methods": main_table(runs, methods),
             "written": inside(options, runs["scpo"]),
-            "thresholds": tau_table(runs), "judges": judge_tables(found), "control": main_table(runs, ["reward-own", "right-votes"]),
+            "thresholds": tau_table(runs), "judges": judge_tables(found),
+            "control": main_table(runs, ["reward-own", "right-votes"]),
             "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
             "options": main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])}
 

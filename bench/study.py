@@ -56,6 +56,7 @@ SETTINGS = {
     "tau-0.9": ("τ = 0.9k", ["--tau", "0.9"], 1),
     "reward-own": ("IRPO, reward model taught on problems of the task's length †",
                    ["--supervision", "reward", "--reward-model", "{out}/reward-own"], 1),
+    "right-votes": ("ScPO on the problems whose vote is right †", ["--problems", "{out}/right-votes-{seed}.jsonl"], 1),
     "choose-last": ("6 epochs, the last", ["--epochs", "6", "--choose", "last"], 1),
     "choose-dev": ("6 epochs, best greedy accuracy on dev †", ["--epochs", "6", "--choose", "dev"], 1),
     "choose-votes": ("6 epochs, highest vote share on dev", ["--epochs", "6", "--choose", "votes"], 1),
@@ -67,7 +68,7 @@ SETTINGS = {
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
 THRESHOLDS = {0.1: "tau-0.1", 0.3: "tau-0.3", 0.5: "scpo", 0.7: "tau-0.7", 0.9: "tau-0.9"}  # of round 1
-# What the first samples depend on. The problem file may differ: it adds answers to the same questions.
+# What the first samples depend on, beside the questions.
 SAMPLES = ("model", "test", "k", "temperature", "top_p", "extra", "extra_temperature", "max_new_tokens", "limit",
            "seed")
 DEV = 200  # dev problems that choose an epoch: the paper's 800, for as many runs as this, would take a day
@@ -151,7 +152,9 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
         return
     mine = json.loads(json.dumps(asdict(train.complete(parse_options(train.Options, "", argv), Task.load("toy")))))
     theirs = json.loads((scpo / "options.json").read_text())
-    if any(mine[name] != theirs[name] for name in SAMPLES) or mine["new_problems"][0] != theirs["new_problems"][0]:
+    questions = [[(row["id"], row["question"]) for row in read_jsonl(run["problems"])] for run in (mine, theirs)]
+    if questions[0] != questions[1] or any(mine[name] != theirs[name] for name in SAMPLES) or \
+            mine["new_problems"][0] != theirs["new_problems"][0]:
         return
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -164,11 +167,22 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
     beside.rename(folder)
 
 
+def write_right_votes(options: Options, seed: int) -> None:
+    """The given questions that the majority of M0's samples of that seed gets right, by the solver."""
+    rows = read_jsonl(Path(options.out) / f"scpo-{seed}/M1/responses.jsonl")
+    winner = lambda row: majority(response_answers(row, "toy"), "toy", random.Random(0))[0]
+    write_jsonl(Path(options.out) / f"right-votes-{seed}.jsonl", [
+        {"id": row["id"], "question": row["question"]} for row in rows
+        if winner(row) == str(make.solve(row["question"]))])
+
+
 def make_run(options: Options, setting: str, seed: int) -> Path:
     """Run or continue one run; its folder."""
     argv, folder = arguments(options, setting, seed), Path(options.out) / f"{setting}-{seed}"
     if not (folder / f"M{described(setting)[2]}/eval.json").exists():
         started = time.time()
+        if setting == "right-votes":
+            write_right_votes(options, seed)
         share(options, setting, seed, argv)
         script("train.py", *argv, threads=max(1, (os.cpu_count() or 1) // options.workers))
         print(f"{folder}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
@@ -403,7 +417,8 @@ def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict])
     methods = [s for s in SETTINGS if SETTINGS[s][2] > 1 or s == "test-queries"]
     return {"claims": claims_table(runs, found), "methods": main_table(runs, methods),
             "written": inside(options, runs["scpo"]),
-            "thresholds": tau_table(runs), "judges": judge_tables(found), "control": main_table(runs, ["reward-own"]),
+            "thresholds": tau_table(runs), "judges": judge_tables(found),
+            "control": main_table(runs, ["reward-own", "right-votes"]),
             "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
             "options": main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])}
 

@@ -205,7 +205,7 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
     scores: dict[int, float] = {}
     device, (rank, ranks) = model.model.norm.weight.device, rank_and_size()
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    for chosen in tqdm(batches[rank::ranks], progress, unit="batch", leave=False):
+    for chosen in tqdm(batches[rank::ranks], progress, unit="batch", leave=False, disable=rank > 0):
         tokens, targets = collate([sequences[i] for i in chosen])  # (R, T) each
         ends = targets.shape[1] - 1 - targets.flip(1).int().argmax(1)  # (R,) the last token of each response
         closes = torch.tensor([judged[i][2] for i in chosen])

@@ -453,12 +453,17 @@ def summed(values: dict[str, float]) -> dict[str, float]:
 
 
 def shared(value: Any) -> Any:
-    """The first rank's value, on every rank; none goes on before the first has come here."""
+    """The first rank's value, on every rank."""
     if rank_and_size()[1] == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def after_first() -> None:
+    """No rank goes on before the first has come here; the first does not wait."""
+    shared(None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

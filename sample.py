@@ -104,7 +104,8 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     rank, ranks = rank_and_size()
     responses: dict[int, list[Response]] = {}
-    with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress, leave=False) as bar:
+    with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress or rank > 0,
+              leave=False) as bar:
         for batch in batches[rank::ranks]:  # whole batches, so that the files are the same for any number of ranks
             uniforms = np.concatenate([
                 uniforms_of(seed, prompts[i], range(first_sample, first_sample + k), max_new_tokens) for i in batch])
@@ -459,6 +460,8 @@ def check_out(path: str) -> None:
 
 def usable_device(device: str) -> torch.device:
     """The device of this process: "auto" is its own GPU, or the CPU where there is none."""
+    if device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise InputError(f"--device {device}: each process takes its own GPU; leave the number out")
     if device in ("auto", "cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() or device == "cuda" else "cpu"
     try:

@@ -266,8 +266,9 @@ def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float
                        "accuracy": (chosen_rewards > rejected_rewards).float()}
         gauges = {"loss": losses, **gauges}
         (losses.sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
-        for name, values in gauges.items():
-            totals[name] = totals.get(name, 0.0) + (values.sum().item() / len(batch) if part else 0.0)
+        sums = torch.stack([values.detach().sum() for values in gauges.values()]).tolist()  # one wait for the device
+        for name, value in zip(gauges, sums):
+            totals[name] = totals.get(name, 0.0) + (value / len(batch) if part else 0.0)
     return summed(totals)
 
 

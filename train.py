@@ -22,6 +22,7 @@ not read, but for the evaluation and where an option asks for them: --supervisio
 """
 
 import fcntl
+import gc
 import json
 import math
 import os
@@ -34,7 +35,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
-from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,8 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from eval import EVALUATION, correct, evaluate, gold_answer, majority, reward_responses, score, table
-from model import (Llama, RewardModel, gathered, memory, rank_and_size, read_json, shared, summed, training_flops)
+from model import (Llama, RewardModel, after_first, gathered, memory, rank_and_size, read_json, shared, summed,
+                   training_flops)
 from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_checkpoint, context_length,
                     load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
 from scpo import SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, share_out, unanimous
@@ -200,6 +201,7 @@ def per_round(values: tuple, t: int) -> float | int:
 # What will it take?
 
 GIB = 2**30
+CONTEXT = 3 * GIB  # of a GPU, for CUDA's and NCCL's own needs
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by what the GPU's name contains
 
 
@@ -210,21 +212,21 @@ def budget(options: Options, task: Task) -> None:
     longest = max(len(text.encode_prompt(text.prompt(task, problem))) for problem in problems)
     how = {"prompt": longest, "response": options.max_new_tokens, "batch_size": options.batch_size,
            "micro_batch": options.micro_batch, "rows": options.rows, "recompute": options.recompute}
-    table = {ranks: memory(model, getattr(torch, options.dtype), ranks, **how)
+    needs = {ranks: memory(model, getattr(torch, options.dtype), ranks, **how)
              for ranks in sorted({1, 2, 4, 8, rank_and_size()[1]})}
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters; prompts of up to {longest} tokens, responses of up to {options.max_new_tokens}\n"
-          f"GiB per rank, ranks:  {''.join(f'{ranks:10}' for ranks in table)}")
-    for kind in table[1]:
-        print(f"{kind:<22}{''.join(f'{kinds[kind] / GIB:10.1f}' for kinds in table.values())}")
+          f"GiB per rank, ranks:  {''.join(f'{ranks:10}' for ranks in needs)}")
+    for kind in needs[1]:
+        print(f"{kind:<22}{''.join(f'{kinds[kind] / GIB:10.1f}' for kinds in needs.values())}")
     for t in range(1, options.rounds + 1):
         asked = len(problems) + per_round(options.new_problems, t)
         steps = options.epochs * math.ceil(asked / options.batch_size)
         print(f"M{t}: up to {asked} problems x {options.k} = {asked * options.k} responses, "
               f"{asked * options.k * options.max_new_tokens / 1e6:.1f}M tokens; up to {steps} steps of "
               f"{options.batch_size} pairs")
-    device, mine = usable_device(options.device), table[rank_and_size()[1]]
-    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else \
+    device, mine = usable_device(options.device), needs[rank_and_size()[1]]
+    there = torch.cuda.get_device_properties(device).total_memory - CONTEXT if device.type == "cuda" else \
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     for name, change in (
             ("training", "more ranks, --recompute, a smaller --micro-batch or --max-new-tokens"),
@@ -239,7 +241,7 @@ def budget(options: Options, task: Task) -> None:
 # Stages 1-3: problems, responses, pairs
 
 
-def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int) -> list[dict]:
+def make_problems(source: str | Path, task: Task, options: Options, t: int) -> list[dict]:
     """The given questions, without their answers, and those that M_{t-1} or the --writer writes."""
     given = [unlabelled(p) for p in read_problems(options.problems, task, options.limit)]
     count = per_round(options.new_problems, t)
@@ -247,10 +249,9 @@ def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int
         print(f"M{t} problems: {len(given)} given, none written")
         return given
     test = [p["question"] for p in read_problems(options.test, task)] if options.test else []
-    longest = context_length(model) - options.max_new_tokens
-    writer = model, text
-    if options.writer:
-        writer = load_checkpoint(options.writer, "auto", options.device, options.dtype, named="--writer")
+    text, longest = Text(source, options.chat), context_length(Llama.on_meta(source)) - options.max_new_tokens
+    chat = "auto" if options.writer else options.chat
+    writer = load_checkpoint(options.writer or str(source), chat, options.device, options.dtype)
     new, dropped = write_problems(
         *writer, task, given, count, known=test, temperature=options.temperature, top_p=options.top_p,
         max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows, name=f"M{t}-new",
@@ -262,15 +263,16 @@ def make_problems(model: Llama, text: Text, task: Task, options: Options, t: int
     return given + new
 
 
-def make_responses(model: Llama, text: Text, task: Task, problems: list[dict], options: Options, t: int) -> list[dict]:
+def make_responses(source: str | Path, task: Task, problems: list[dict], options: Options, t: int) -> list[dict]:
     """k responses to each problem, and where all k agree some hotter ones that can only be rejected."""
-    shared = {"top_p": options.top_p, "max_new_tokens": options.max_new_tokens, "rows": options.rows,
-              "seed": [options.seed, t, 2]}
+    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
+    how = {"top_p": options.top_p, "max_new_tokens": options.max_new_tokens, "rows": options.rows,
+           "seed": [options.seed, t, 2]}
     rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
-                           progress=f"M{t}: {options.k} responses", **shared)
+                           progress=f"M{t}: {options.k} responses", **how)
     agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if options.extra else []
     hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), temperature=options.extra_temperature,
-                             first_sample=options.k, progress=f"M{t}: extra responses", **shared)
+                             first_sample=options.k, progress=f"M{t}: extra responses", **how)
     for row, more in zip(agreed, hotter):
         row["extra_responses"], row["extra_ended"] = more["responses"], more["ended"]
     print(f"M{t} responses: {len(rows)} problems × {options.k}, {len(agreed)} unanimous ones × {options.extra} more")
@@ -336,7 +338,7 @@ def add_reference(model: Llama, text: Text, pairs: list[dict], options: Options,
     """Store log M_{t-1}(y|x) of both responses in each pair: two numbers instead of a second model in memory."""
     found = {}
     parts = share_out(list(range(len(pairs))), options.micro_batch)
-    for part in tqdm(parts, f"M{t}: reference", unit="batch", leave=False):
+    for part in tqdm(parts, f"M{t}: reference", unit="batch", leave=False, disable=rank_and_size()[0] > 0):
         with precision(model, options.dtype):
             logps = pair_logps(model, [encode(pairs[i], text) for i in part or [0]])
         found |= zip(part, zip(*(side.tolist() for side in logps)))
@@ -356,6 +358,7 @@ def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, 
         write_jsonl(beside / "log.jsonl", log)
         beside.rename(place)
         forget_progress(folder, but=place)
+    after_first()
 
 
 def forget_progress(folder: Path, but: Path | None = None) -> None:
@@ -366,7 +369,7 @@ def forget_progress(folder: Path, but: Path | None = None) -> None:
 
 def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> list[dict]:
     """Go back to the last copy on disk; the log up to there, empty if there is none."""
-    found = [path for path in folder.glob("progress-*") if path.suffix != ".part"]
+    found = shared([path for path in folder.glob("progress-*") if path.suffix != ".part"])
     if not found:
         return []
     last = max(found, key=lambda path: int(path.name.removeprefix("progress-")))
@@ -381,6 +384,8 @@ class Speed:
 
     def __init__(self, device: torch.device):
         self.device, self.started, self.tokens, self.flops = device, time.time(), 0, 0.0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.peak_flops = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
 
@@ -409,6 +414,8 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught:  # after the last look
+        raise KeyboardInterrupt
 
 
 def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int, folder: Path,
@@ -423,7 +430,7 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
     batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
     log, speed = load_progress(folder, model, optimizer), Speed(device)
     with signals() as caught, tqdm(total=len(pairs) * options.epochs, desc=f"M{t}: optimise", unit="pair", leave=False,
-                                   initial=sum(line["pairs"] for line in log)) as bar:
+                                   disable=rank_and_size()[0] > 0, initial=sum(line["pairs"] for line in log)) as bar:
         for step in range(len(log), batches * options.epochs):
             epoch, place = divmod(step, batches)
             order = np.random.default_rng([options.seed, t, 3, epoch]).permutation(len(pairs))
@@ -473,7 +480,7 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())  # on the disk before the rename says so
         beside.rename(folder)
-    shared(None)  # nobody reads it before it is there
+    after_first()  # nobody reads it before it is there
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -534,7 +541,7 @@ def stage(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
     rows = make()
     if rank_and_size()[0] == 0:
         write_jsonl(path, rows)
-    shared(None)
+    after_first()
     return rows
 
 
@@ -549,13 +556,11 @@ def record(run: Path, name: str, values: dict, seconds: float) -> dict:
     return results
 
 
-def sample_round(source: str | Path, folder: Path, task: Task, options: Options,
-                 t: int) -> tuple[list[dict], list[dict]]:
-    """Stages 1 and 2, with a model of their own: it may have fewer bits than training needs, and is gone afterwards."""
-    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    problems = stage(folder / "problems.jsonl", lambda: make_problems(model, text, task, options, t))
-    make = lambda: make_responses(model, text, task, problems, options, t)
-    return problems, stage(folder / "responses.jsonl", make)
+def free_memory() -> None:
+    """Give back what models that went out of use still hold: a sharded one is a reference cycle, and NCCL cannot use
+    what PyTorch keeps for itself."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def load_for_training(source: str | Path, options: Options) -> tuple[Llama, Text]:
@@ -575,6 +580,9 @@ def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewa
     model, text = load_for_training(source, options)
 
     def pairs_with_reference() -> list[dict]:
+        if rank_and_size()[0] == 0:  # what was trained on other pairs is of no use
+            forget_progress(folder)
+            shutil.rmtree(folder / "epochs", ignore_errors=True)
         pairs = make_pairs(responses, rewards, task, options, t)
         if options.supervision != "lmsi":
             add_reference(model, text, pairs, options, t)
@@ -591,15 +599,18 @@ def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewa
 def train_round(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
     """Stages 1-5: from M_{t-1} in `source` to M_t in `folder`/model."""
     started, rewards = time.time(), []
-    problems, responses = sample_round(source, folder, task, options, t)
+    problems = stage(folder / "problems.jsonl", lambda: make_problems(source, task, options, t))
+    responses = stage(folder / "responses.jsonl", lambda: make_responses(source, task, problems, options, t))
+    free_memory()  # of whole models in few bits: training begins with its own
     if options.supervision == "reward":
         rewards = stage(folder / "rewards.jsonl", lambda: make_rewards(responses, options, t))
     pairs = optimise_round(source, folder, responses, rewards, task, options, t)
+    free_memory()
     best = choose_epoch(source, folder, task, options, t)
     record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
     if rank_and_size()[0] == 0:
         (folder / f"epochs/{best}").rename(folder / "model")
-    shared(None)
+    after_first()
 
 
 def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
@@ -621,18 +632,21 @@ def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, 
         print(f"    {row['question']}\n      greedy: {' '.join(row['greedy'].split())}   (gold {row['gold']})")
 
 
-def join(device: torch.device) -> None:
-    """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision."""
-    if "WORLD_SIZE" not in os.environ and device.type != "cuda":
+def join(device: torch.device, alone: bool = False) -> None:
+    """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision.
+
+    alone: a group of one on a CPU, too.
+    """
+    launched = dist.is_torchelastic_launched()
+    if not (launched or alone or device.type == "cuda"):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    group = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    group = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     # A rank may wait for another's samples for hours; torchrun ends them all if one dies.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7), **group)
     if dist.get_rank() > 0:
         sys.stdout = open(os.devnull, "w")
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
 def run_rounds(options: Options, task: Task, run: Path) -> None:
@@ -673,14 +687,15 @@ def main() -> None:
     task = Task.load(options.task)
     options = complete(options, task)
     join(usable_device(options.device))
-    check_inputs(options, task)
-    if options.dry_run:
-        budget(options, task)
-    else:
+    try:
+        check_inputs(options, task)
+        if options.dry_run:
+            return budget(options, task)
         with alone(open_run(options)) as run:
             run_rounds(options, task, run)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ that an undisturbed run takes, is started again, and must end with the same file
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from vote import InputError, option, parse_options, run_script  # noqa: E402
 
 RUN = ["--limit", "24", "--k", "4", "--new-problems", "0", "12", "--epochs", "3", "--batch-size", "8", "--micro-batch",
-       "2", "--choose", "votes", "--checkpoint-every", "2"]
+       "2", "--rows", "32", "--choose", "votes", "--checkpoint-every", "2"]
 
 
 @dataclass
@@ -37,6 +38,17 @@ def start(ranks: int, out: Path) -> subprocess.Popen:
     return subprocess.Popen([*torchrun, str(ROOT / "train.py"), *RUN, "--out", str(out)], stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def kill(process: subprocess.Popen) -> None:
+    """The launcher and its workers, which have sessions of their own, at once; returns when they are gone."""
+    workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    found = [process.pid, *map(int, workers.split())]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in found[1:]):
+        time.sleep(0.05)
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -64,8 +76,7 @@ def main() -> None:
             out, moment = Path(folder) / f"run-{trial}", draw.uniform(0.2, 1.0) * seconds  # before, it only starts up
             process = start(options.ranks, out)
             time.sleep(moment)
-            subprocess.run(["pkill", "-KILL", "-f", str(out)])  # launcher and workers, which have sessions of their own
-            process.wait()
+            kill(process)
             place = newest(out)
             ended = start(options.ranks, out).wait() == 0
             alike = ended and files(out) == expected

@@ -55,14 +55,26 @@ def assert_alike(a: Path, b: Path, rounds: int) -> None:
 
 
 def test_two_ranks_make_the_files_and_weights_of_one(tmp_path, monkeypatch):
-    """Two rounds with accumulation (micro-batches of 1), clipping, recomputation, and a last batch that is smaller."""
-    how = [*SMALL, "--micro-batch", "1", "--clip", "0.5", "--supervision", "reward", "--choose", "votes",
-           "--epochs", "2"]
+    """Two rounds: several batches of samples, accumulation, clipping, recomputation, a last pair for one rank alone."""
+    how = [*SMALL, "--batch-size", "5", "--micro-batch", "1", "--clip", "0.5", "--choose", "votes", "--epochs", "2",
+           "--rows", "16", "--supervision", "reward", "--limit", "23", "--new-problems", "0", "8"]
     run(monkeypatch, train, *how, "--out", tmp_path / "one")
     shown = finish(launch(2, *how, "--recompute", "--out", tmp_path / "two"))
     assert shown.count("M2 optimise:") == 1  # the first rank alone speaks
     assert_alike(tmp_path / "one", tmp_path / "two", 2)
     assert (tmp_path / "one/M2/eval.json").read_bytes() == (tmp_path / "two/M2/eval.json").read_bytes()
+    assert any(step["pairs"] % 2 for step in vote.read_jsonl(tmp_path / "two/M1/log.jsonl"))
+
+
+def test_two_ranks_in_bfloat16(tmp_path, monkeypatch):
+    """Blocks put together in bf16, over weights in fp32: the same samples, and about the same first loss."""
+    how = [*SMALL, "--rounds", "1", "--dtype", "bfloat16", "--limit", "16", "--rows", "16"]
+    run(monkeypatch, train, *how, "--out", tmp_path / "one")
+    finish(launch(2, *how, "--out", tmp_path / "two"))
+    logs = [vote.read_jsonl(tmp_path / name / "M1/log.jsonl") for name in ("one", "two")]
+    assert logs[0][0]["loss"] == pytest.approx(logs[1][0]["loss"], rel=0.02) and len(logs[0]) == len(logs[1])
+    assert (tmp_path / "one/M1/responses.jsonl").read_bytes() == (tmp_path / "two/M1/responses.jsonl").read_bytes()
+    assert {t.dtype for t in load_file(tmp_path / "two/M1/model/model.safetensors").values()} == {torch.float32}
 
 
 def test_stopped_on_two_ranks_and_continued_on_four(tmp_path, monkeypatch):
@@ -74,7 +86,7 @@ def test_stopped_on_two_ranks_and_continued_on_four(tmp_path, monkeypatch):
     while not list(folder.glob("progress-*[0-9]")) and time.time() < deadline:
         time.sleep(0.01)
     stopped.send_signal(signal.SIGTERM)
-    stopped.communicate(timeout=100)
+    assert "interrupted" in stopped.communicate(timeout=100)[0]
     kept = [path for path in folder.glob("progress-*") if path.suffix != ".part"]
     assert len(kept) == 1 and not (folder / "log.jsonl").exists()
     done = len(vote.read_jsonl(kept[0] / "log.jsonl"))

@@ -353,7 +353,8 @@ def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, 
     beside = place.with_name(place.name + ".part")
     if first:
         shutil.rmtree(beside, ignore_errors=True)
-    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=beside)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
+    dcp.save(state, checkpoint_id=beside, no_dist=not dist.is_initialized())
     if first:
         write_jsonl(beside / "log.jsonl", log)
         beside.rename(place)
@@ -362,6 +363,7 @@ def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, 
 
 
 def forget_progress(folder: Path, but: Path | None = None) -> None:
+    """Delete the copies of a round's optimiser, half-written ones too."""
     for path in folder.glob("progress-*"):
         if path != but:
             shutil.rmtree(path)
@@ -374,7 +376,7 @@ def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) 
         return []
     last = max(found, key=lambda path: int(path.name.removeprefix("progress-")))
     state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
-    dcp.load(state, checkpoint_id=last)
+    dcp.load(state, checkpoint_id=last, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return read_jsonl(last / "log.jsonl")
 

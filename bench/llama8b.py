@@ -1,0 +1,113 @@
+"""Llama-3 8B with random weights: does a step of ScPO fit, as `--dry-run` says, and how fast are it and sampling?
+
+    python bench/llama8b.py --recompute --micro-batch 2 --micro-batches 8     # one H200: 16 pairs a step, as the paper
+    torchrun --nproc-per-node 8 bench/llama8b.py --recompute --micro-batch 2  # eight GPUs
+    python bench/llama8b.py --layers 2 --vocab 32768 --sample 0               # what a laptop can hold of it
+
+Each rank makes its parts of the model, does some optimiser steps on pairs of GSM8K's lengths, and reports the memory it
+took beside the budget, tokens per second and, on a known GPU, the model FLOP utilisation. Memory is that of the GPU or,
+without one, of the process: its high-water mark less what it was before the model. Then `--sample` prompts are answered
+8 times by a plain copy in --dtype.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from model import Llama, memory  # noqa: E402
+from sample import generate, usable_device  # noqa: E402
+from scpo import accumulate  # noqa: E402
+from train import GIB, Speed, free_memory, join  # noqa: E402
+from vote import option, parse_options, run_script  # noqa: E402
+
+
+@dataclass
+class Options:
+    layers: int = option(32, "blocks")
+    vocab: int = option(128256, "tokens of the vocabulary")
+    micro_batch: int = option(1, "pairs at once on a rank")
+    micro_batches: int = option(1, "of them in a step; from 2 on gradients lie beside activations")
+    steps: int = option(3, "optimiser steps; the first is not timed")
+    prompt: int = option(200, "tokens")
+    response: int = option(300, "tokens")
+    sample: int = option(32, "prompts that are answered 8 times, 0 for none")
+    dtype: str = option("bfloat16", "of matrix products and of sampling")
+    recompute: bool = option(False, "as of train.py")
+
+
+def taken(device: torch.device) -> float:
+    """Bytes at the high-water mark."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def train_steps(o: Options, folder: Path, device: torch.device) -> None:
+    before, ranks = taken(device), dist.get_world_size()
+    model = Llama.empty_sharded(folder, device, getattr(torch, o.dtype))
+    for p in model.parameters():
+        torch.nn.init.normal_(p.to_local(), std=0.02)
+    model.model.recompute = o.recompute
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=device.type == "cuda")
+    side, pairs = (list(range(o.prompt)), list(range(o.response))), ranks * o.micro_batch * o.micro_batches
+    pair = {"chosen": side, "rejected": side, "weight": 1.0, "reference_chosen_logp": -1.0,
+            "reference_rejected_logp": -1.0}
+    for step in range(o.steps):
+        if step == 1:
+            speed = Speed(device)
+        optimizer.zero_grad()
+        accumulate(model, [pair] * pairs, micro_batch=o.micro_batch, beta=0.5, alpha=1.0, dtype=o.dtype)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).full_tensor().item()
+        optimizer.step()
+        if step > 0:
+            speed.add(model, [pair] * pairs)
+    real = taken(device) - (before if device.type == "cpu" else 0)
+    kinds = memory(model, getattr(torch, o.dtype), ranks, prompt=o.prompt, response=o.response, batch_size=pairs,
+                   micro_batch=o.micro_batch, rows=1, recompute=o.recompute)
+    said = kinds["training, at most"]
+    print(f"training, {ranks} ranks, {pairs} pairs a step: budget {said / GIB:.2f} GiB, taken {real / GIB:.2f} GiB "
+          f"({100 * (said / real - 1):+.1f} %); " + ", ".join(f"{v} {name}" for name, v in speed.gauges().items()))
+
+
+def sample_responses(o: Options, folder: Path, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model = Llama.on_meta(folder).to(getattr(torch, o.dtype)).to_empty(device=device).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    prompts = [[i % 100 + 1] * o.prompt for i in range(o.sample)]
+    started = time.time()
+    generate(model, prompts, 8, max_new_tokens=o.response, rows=8 * o.sample, progress="sampling")
+    seconds = time.time() - started
+    print(f"sampling, {o.sample} prompts x 8: {o.sample * 8 * o.response / seconds:.0f} tok/s on each rank, "
+          f"{taken(device) / GIB:.2f} GiB")
+
+
+def main() -> None:
+    o = parse_options(Options, __doc__)
+    device = usable_device("auto")
+    join(device, alone=True)
+    raw = {"model_type": "llama", "vocab_size": o.vocab, "hidden_size": 4096, "intermediate_size": 14336,
+           "num_hidden_layers": o.layers, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+           "rope_theta": 500000.0, "tie_word_embeddings": False}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(raw))
+        train_steps(o, Path(folder), device)
+        free_memory()
+        if o.sample:
+            sample_responses(o, Path(folder), device)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -60,13 +60,11 @@ SETTINGS = {
     "choose-last": ("6 epochs, the last", ["--epochs", "6", "--choose", "last"], 1),
     "choose-dev": ("6 epochs, best greedy accuracy on dev †", ["--epochs", "6", "--choose", "dev"], 1),
     "choose-votes": ("6 epochs, highest vote share on dev", ["--epochs", "6", "--choose", "votes"], 1),
-    "k-4": ("k = 4", ["--k", "4"], 1),
-    "k-16": ("k = 16", ["--k", "16"], 1),
     "alpha-0": ("α = 0", ["--alpha", "0"], 1),
     "beta-0.1": ("β = 0.1", ["--beta", "0.1"], 1),
 }
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
-MOVABLE = ("lr", "alpha", "beta", "epochs", "tau")
+MOVABLE = ("lr", "alpha", "beta", "epochs", "tau", "k")
 THRESHOLDS = {0.1: "tau-0.1", 0.3: "tau-0.3", 0.5: "scpo", 0.7: "tau-0.7", 0.9: "tau-0.9"}  # of round 1
 # What the first samples depend on, beside the questions.
 SAMPLES = ("model", "test", "k", "temperature", "top_p", "extra", "extra_temperature", "max_new_tokens", "limit",
@@ -420,7 +418,7 @@ def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict])
             "thresholds": tau_table(runs), "judges": judge_tables(found),
             "control": main_table(runs, ["reward-own", "right-votes"]),
             "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
-            "options": main_table(runs, ["k-4", "k-16", "alpha-0", "beta-0.1"])}
+            "options": main_table(runs, ["alpha-0", "beta-0.1"])}
 
 
 def write_results(options: Options, runs: dict[str, list[Path]]) -> None:

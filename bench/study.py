@@ -57,6 +57,8 @@ SETTINGS = {
     "reward-own": ("IRPO, reward model taught on problems of the task's length †",
                    ["--supervision", "reward", "--reward-model", "{out}/reward-own"], 1),
     "right-votes": ("ScPO on the problems whose vote is right †", ["--problems", "{out}/right-votes-{seed}.jsonl"], 1),
+    "right-votes-gold": ("IRPO, gold, on the same problems †",
+                         ["--supervision", "gold", "--problems", "{out}/right-votes-{seed}.jsonl"], 1),
     "choose-last": ("6 epochs, the last", ["--epochs", "6", "--choose", "last"], 1),
     "choose-dev": ("6 epochs, best greedy accuracy on dev †", ["--epochs", "6", "--choose", "dev"], 1),
     "choose-votes": ("6 epochs, highest vote share on dev", ["--epochs", "6", "--choose", "votes"], 1),
@@ -166,12 +168,13 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
 
 
 def write_right_votes(options: Options, seed: int) -> None:
-    """The given questions that the majority of M0's samples of that seed gets right, by the solver."""
-    rows = read_jsonl(Path(options.out) / f"scpo-{seed}/M1/responses.jsonl")
+    """The given questions that the majority of M0's samples of that seed gets right, by the solver, with the answers."""
     winner = lambda row: majority(response_answers(row, "toy"), "toy", random.Random(0))[0]
+    golds = {row["id"]: make.solve(row["question"]) for row in read_jsonl(TOY / "train.jsonl")}
+    rows = read_jsonl(Path(options.out) / f"scpo-{seed}/M1/responses.jsonl")
     write_jsonl(Path(options.out) / f"right-votes-{seed}.jsonl", [
-        {"id": row["id"], "question": row["question"]} for row in rows
-        if winner(row) == str(make.solve(row["question"]))])
+        {"id": row["id"], "question": row["question"], "answer": f"#### {golds[row['id']]}"} for row in rows
+        if winner(row) == str(golds[row["id"]])])
 
 
 def make_run(options: Options, setting: str, seed: int) -> Path:
@@ -179,8 +182,6 @@ def make_run(options: Options, setting: str, seed: int) -> Path:
     argv, folder = arguments(options, setting, seed), Path(options.out) / f"{setting}-{seed}"
     if not (folder / f"M{described(setting)[2]}/eval.json").exists():
         started = time.time()
-        if setting == "right-votes":
-            write_right_votes(options, seed)
         share(options, setting, seed, argv)
         script("train.py", *argv, threads=max(1, (os.cpu_count() or 1) // options.workers))
         print(f"{folder}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
@@ -200,6 +201,9 @@ def make_runs(options: Options) -> dict[str, list[Path]]:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # neither after a failed run nor after Ctrl-C go on
                 raise
+        if group == ["scpo"] and "right-votes" in " ".join(options.settings):
+            for seed in range(options.seeds):
+                write_right_votes(options, seed)
     return {setting: folders[setting] for setting in options.settings}
 
 
@@ -416,7 +420,7 @@ def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict])
     return {"claims": claims_table(runs, found), "methods": main_table(runs, methods),
             "written": inside(options, runs["scpo"]),
             "thresholds": tau_table(runs), "judges": judge_tables(found),
-            "control": main_table(runs, ["reward-own", "right-votes"]),
+            "control": main_table(runs, ["reward-own", "right-votes", "right-votes-gold"]),
             "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
             "options": main_table(runs, ["alpha-0", "beta-0.1"])}
 

@@ -168,7 +168,7 @@ def share(options: Options, setting: str, seed: int, argv: list[str]) -> None:
 
 
 def write_right_votes(options: Options, seed: int) -> None:
-    """The given questions that the majority of M0's samples of that seed gets right, by the solver, with the answers."""
+    """The given questions that the majority of a seed's samples of M0 gets right, with the solver's answers."""
     winner = lambda row: majority(response_answers(row, "toy"), "toy", random.Random(0))[0]
     golds = {row["id"]: make.solve(row["question"]) for row in read_jsonl(TOY / "train.jsonl")}
     rows = read_jsonl(Path(options.out) / f"scpo-{seed}/M1/responses.jsonl")

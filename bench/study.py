@@ -62,6 +62,7 @@ SETTINGS = {
     "choose-last": ("6 epochs, the last", ["--epochs", "6", "--choose", "last"], 1),
     "choose-dev": ("6 epochs, best greedy accuracy on dev †", ["--epochs", "6", "--choose", "dev"], 1),
     "choose-votes": ("6 epochs, highest vote share on dev", ["--epochs", "6", "--choose", "votes"], 1),
+    "gold-6": ("IRPO, gold, 6 epochs †", ["--supervision", "gold", "--epochs", "6", *LABELLED], 1),
     "alpha-0": ("α = 0", ["--alpha", "0"], 1),
     "beta-0.1": ("β = 0.1", ["--beta", "0.1"], 1),
 }
@@ -421,7 +422,7 @@ def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict])
             "written": inside(options, runs["scpo"]),
             "thresholds": tau_table(runs), "judges": judge_tables(found),
             "control": main_table(runs, ["reward-own", "right-votes", "right-votes-gold"]),
-            "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes"]),
+            "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes", "gold-6"]),
             "options": main_table(runs, ["alpha-0", "beta-0.1"])}
 
 

@@ -102,7 +102,7 @@ def draw(values: Callable, runs: dict[str, list[Path]], found: list[dict], thres
 
     with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), width_ratios=(2.1, 1))
-        lines_by_method(left, values, runs, {"scpo": 3, "gold": 2, "coin": 2})
+        lines_by_method(left, values, runs, {"scpo": 3, "gold": 2, "lmsi": 2, "coin": 2})
         left.set_title("Greedy accuracy after each round")
         bars_by_round(right, values, runs["scpo"], 3)
         right.set_title("Agreement of 8 samples")

@@ -183,7 +183,7 @@ def alone(run: Path) -> Iterator[Path]:
     if rank_and_size()[0] > 0:
         yield run
         return
-    with open(run / "lock", "w") as file:
+    with open(run / "lock", "a") as file:  # "w" would touch it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -14,10 +14,10 @@ One round t turns a model M_{t-1} into M_t without a label (paper, section 2; th
            - w(x) · α / |y+| · log M_θ(y+|x)
 
 What the paper leaves open is decided here, each in one commented line: ties, responses without an answer, problems on
-which all k agree, the mean over a batch.
+which all k agree, the mean over a batch. The last section alone takes a model: it turns a batch into its gradient.
 
 Letters in shape comments
-    B  pairs      R  sequences      N  response tokens of all sequences      T  longest sequence      V  vocab_size
+    B  pairs      R  sequences: the chosen ones of B pairs, then the rejected ones      T  longest sequence
 """
 
 import math

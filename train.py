@@ -54,13 +54,11 @@ from scpo import SUPERVISION, accumulate, build_pair, learning_rate, pair_logps,
 from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
                   show_votes, write_jsonl, write_text)
 
-
 CHOICES = {
     "last": "no dev problems needed",
     "dev": "the best greedy accuracy on --dev (as the paper; needs labels)",
     "votes": "the highest vote share on --dev, without collapse to few answers (needs no label)",
 }
-
 CHOSEN_BY = {"dev": "greedy", "votes": "vote_share"}  # the score that decides
 
 
@@ -125,8 +123,6 @@ RULES = SAMPLING_RULES | {
     **dict.fromkeys(("rounds", "epochs", "batch_size", "micro_batch", "checkpoint_every"),
                     (lambda v: v >= 1, "at least 1")),
 }
-
-
 FILES = ("model", "problems", "test", "dev", "reward_model")  # which the miniature ships
 
 
@@ -353,8 +349,7 @@ def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, 
     beside = place.with_name(place.name + ".part")
     if first:
         shutil.rmtree(beside, ignore_errors=True)
-    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
-    dcp.save(state, checkpoint_id=beside, no_dist=not dist.is_initialized())
+    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=beside)
     if first:
         write_jsonl(beside / "log.jsonl", log)
         beside.rename(place)
@@ -376,7 +371,7 @@ def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) 
         return []
     last = max(found, key=lambda path: int(path.name.removeprefix("progress-")))
     state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
-    dcp.load(state, checkpoint_id=last, no_dist=not dist.is_initialized())
+    dcp.load(state, checkpoint_id=last)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return read_jsonl(last / "log.jsonl")
 
@@ -510,9 +505,8 @@ def score_epoch(source: str | Path, task: Task, options: Options, t: int, epoch:
                            progress=f"M{t}, epoch {epoch}: dev")
     answers = [response_answers(row, task.name) for row in rows]
     if options.choose == "dev":
-        golds = read_golds(options.dev, task, options.limit, "--choose dev")
-        right = [correct(answer, golds[row["id"]], task.name) for row, [answer] in zip(rows, answers)
-                 if golds[row["id"]] is not None]
+        golds = [gold_answer(problem, task.name) for problem in problems]
+        right = [correct(answer, gold, task.name) for [answer], gold in zip(answers, golds) if gold is not None]
         return {"epoch": epoch, "greedy": float(np.mean(right))}
     winners = [majority(given, task.name, random.Random(str(row["id"]))) for row, given in zip(rows, answers)]
     return {"epoch": epoch, "vote_share": float(np.mean([votes / options.k for _, votes in winners])),
@@ -634,13 +628,13 @@ def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, 
         print(f"    {row['question']}\n      greedy: {' '.join(row['greedy'].split())}   (gold {row['gold']})")
 
 
-def join(device: torch.device, alone: bool = False) -> None:
+def join(device: torch.device, always: bool = False) -> None:
     """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision.
 
-    alone: a group of one on a CPU, too.
+    always: a single CPU process too is a group of one.
     """
     launched = dist.is_torchelastic_launched()
-    if not (launched or alone or device.type == "cuda"):
+    if not (launched or always or device.type == "cuda"):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

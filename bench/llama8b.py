@@ -96,7 +96,7 @@ def sample_responses(o: Options, folder: Path, device: torch.device) -> None:
 def main() -> None:
     o = parse_options(Options, __doc__)
     device = usable_device("auto")
-    join(device, alone=True)
+    join(device, always=True)
     raw = {"model_type": "llama", "vocab_size": o.vocab, "hidden_size": 4096, "intermediate_size": 14336,
            "num_hidden_layers": o.layers, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
            "rope_theta": 500000.0, "tie_word_embeddings": False}

@@ -300,6 +300,14 @@ def qualities(folders: list[Path]) -> list[dict]:
     return [pair_quality(read_jsonl(folder / "M1/pairs.jsonl"), golds, "toy") for folder in folders]
 
 
+def rejected_votes(runs: dict[str, list[Path]], settings: tuple[str, ...]) -> str:
+    """Does round 1 reject rare slips or frequent mistakes?"""
+    share = lambda folder: statistics.fmean(p["votes_rejected"] > 1 for p in read_jsonl(folder / "M1/pairs.jsonl"))
+    return "The rejected answer has two votes or more in " + ", ".join(
+        f"{cell([share(folder) for folder in runs[setting]])} % of the pairs of “{described(setting)[0]}”"
+        for setting in settings) + "."
+
+
 def analysis(options: Options, seed: int) -> dict:
     """Votes and rewards as judges of M0 on the test problems, from 16 samples of that seed; kept in a file."""
     path = Path(options.out) / f"judges-{seed}.json"
@@ -421,7 +429,8 @@ def all_blocks(options: Options, runs: dict[str, list[Path]], found: list[dict])
     return {"claims": claims_table(runs, found), "methods": main_table(runs, methods),
             "written": inside(options, runs["scpo"]),
             "thresholds": tau_table(runs), "judges": judge_tables(found),
-            "control": main_table(runs, ["reward-own", "right-votes", "right-votes-gold"]),
+            "control": main_table(runs, ["reward-own", "right-votes", "right-votes-gold"]) + "\n\n"
+            + rejected_votes(runs, ("right-votes", "right-votes-gold")),
             "epochs": main_table(runs, ["choose-last", "choose-dev", "choose-votes", "gold-6"]),
             "options": main_table(runs, ["alpha-0", "beta-0.1"])}
 

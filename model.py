@@ -157,12 +157,14 @@ class Attention(nn.Module):
         q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), *rope)  # (B, T, H, D)
         k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rope)  # (B, T, K, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, K, D)
+        q = q.transpose(1, 2)  # (B, H, T, D)
         if place is None:
-            k, v, mask = k.transpose(1, 2), v.transpose(1, 2), None  # (B, K, T, D)
+            y = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True)
         else:
-            (k, v), mask = place.cache.append(layer, k, v, place.positions, place.seen), place.mask  # (B, K, S, D)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None,
-                                           enable_gqa=True)  # (B, H, T, D)
+            k, v = place.cache.append(layer, k, v, place.positions, place.seen)  # (B, K, S, D)
+            # PyTorch's fast kernels take a mask or grouped queries, not both: the H/K queries of a group become rows.
+            grouped = q.reshape(len(q), k.shape[1], -1, self.head_dim)  # (B, K, H/K · T, D)
+            y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=place.mask).view_as(q)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
@@ -197,14 +199,15 @@ class Place:
     cache: KVCache
     positions: Tensor  # (B, T)
     seen: int  # S, slots that any row can see
-    mask: Tensor  # (B, 1, T, S), True where a query may look
+    mask: Tensor  # (B, 1, H/K · T, S), True where a query may look
 
     @classmethod
-    def after(cls, cache: KVCache, new: int) -> "Place":
+    def after(cls, cache: KVCache, new: int, config: Config) -> "Place":
         positions = cache.lengths[:, None] + torch.arange(new, device=cache.lengths.device)  # (B, T)
         seen = int(positions.max()) + 1
         slots = torch.arange(seen, device=positions.device)  # (S,)
-        return cls(cache, positions, seen, (slots <= positions[:, :, None])[:, None])
+        mask = (slots <= positions[:, :, None])[:, None]  # (B, 1, T, S)
+        return cls(cache, positions, seen, mask.repeat(1, 1, config.num_attention_heads // config.num_key_value_heads, 1))
 
 
 class Body(nn.Module):
@@ -221,7 +224,7 @@ class Body(nn.Module):
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) → final hidden states (B, T, C). With a cache, the tokens follow and join those it holds."""
         x = self.embed_tokens(tokens)  # (B, T, C)
-        place = Place.after(cache, tokens.shape[1]) if cache is not None else None
+        place = Place.after(cache, tokens.shape[1], self.config) if cache is not None else None
         positions = place.positions if place else torch.arange(tokens.shape[1], device=tokens.device)[None]  # (B|1, T)
         angles = positions[..., None, None] * rope_frequencies(self.config, tokens.device)  # (B|1, T, 1, D/2), fp32
         rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -496,24 +499,27 @@ def memory(model: Llama, dtype: torch.dtype, ranks: int, *, prompt: int, respons
 
     prompt, response: the longest, in tokens. dtype: of matrix products and of sampling.
     """
-    config, width = model.config, dtype.itemsize
+    config, width, layers = model.config, dtype.itemsize, model.config.num_hidden_layers
     total = sum(p.numel() for p in model.parameters())
     block = sum(p.numel() for p in model.model.layers[0].parameters())
-    root = total - block * config.num_hidden_layers
+    blocks, root, head = layers * block, total - layers * block, config.vocab_size * config.hidden_size
     share = math.ceil(batch_size / ranks)  # pairs of a step on one rank
-    pairs, layers, length = min(micro_batch, share), config.num_hidden_layers, prompt + response
-    inside, outside = saved_bytes(config, 2 * pairs, length, dtype)
-    weights, again = 4 * total / ranks, share > pairs  # again: there is a second micro-batch
-    gradients = weights + 4 * total * (again and ranks > 1)  # whole until the last micro-batch, then exchanged
-    whole = width * (root + min(2, layers) * block) + (width + 4) * max(block, root)  # and a gradient on its way
+    pairs, again = min(micro_batch, share), share > micro_batch  # again: there is a second micro-batch
+    inside, outside = saved_bytes(config, 2 * pairs, prompt + response, dtype)
     activations = inside + layers * outside if recompute else layers * inside
     logits = min(2 * pairs * response, CHUNK) * config.vocab_size * (width + 3 * 4)
-    # Before a step's first backward pass there are no gradients, at its end the activations of one block are left.
-    beside = gradients + activations + logits if again else max(activations + logits, gradients + inside)
-    slots = rows * length * layers * 2 * config.num_key_value_heads * config.head_dim
-    return {"weights, fp32": weights, "optimiser, 2 x fp32": 2 * weights, "gradients, fp32": gradients,
-            "blocks put together": whole, "activations": activations, "logits of a chunk": logits,
-            "training, at most": 3 * weights + whole + beside,
+    weights, whole = 4 * total / ranks, width * (root + min(2, layers) * block)
+    # Gradients once those of `done` weights are exchanged; of several micro-batches they are whole until then.
+    gradients = lambda done: 4 * (total - done) * again + 4 * done / ranks
+    on_its_way = width * head + (width + 4) * block  # a block's gradient, before the vocabulary's, which comes last
+    highest = max(gradients(0) + whole + activations + logits,
+                  gradients(0) + whole + activations + on_its_way,  # of the last block
+                  gradients(blocks - block) + whole + inside + on_its_way,  # of the first
+                  gradients(blocks) + (width + 4 + 4 / ranks) * root)  # of all that is no block
+    slots = rows * (prompt + response) * layers * 2 * config.num_key_value_heads * config.head_dim
+    return {"weights, fp32": weights, "optimiser, 2 x fp32": 2 * weights,
+            "gradients, fp32": max(gradients(0), gradients(total)), "put together": whole, "activations": activations,
+            "logits of a chunk": logits, "training, at most": 3 * weights + highest,
             "sampling: weights": width * total, "sampling: cache": 1.5 * width * slots,  # dropping rows copies it
             "sampling, at most": width * (total + 1.5 * slots)}
 

@@ -3,11 +3,13 @@
     python bench/llama8b.py --recompute --micro-batch 2 --micro-batches 8     # one H200: 16 pairs a step, as the paper
     torchrun --nproc-per-node 8 bench/llama8b.py --recompute --micro-batch 2  # eight GPUs
     python bench/llama8b.py --layers 2 --vocab 32768 --sample 0               # what a laptop can hold of it
+    python bench/llama8b.py --pretend 8 --recompute --micro-batch 2           # all of it on 8 ranks, without any of them
 
 Each rank makes its parts of the model, does some optimiser steps on pairs of GSM8K's lengths, and reports the memory it
 took beside the budget, tokens per second and, on a known GPU, the model FLOP utilisation. Memory is that of the GPU or,
 without one, of the process: its high-water mark less what it was before the model. Then `--sample` prompts are answered
-8 times by a plain copy in --dtype.
+8 times by a plain copy in --dtype. With `--pretend N` nothing is computed: tensors have shapes but no content, ranks do
+not exist, and PyTorch's own memory tracker counts what one of N would hold.
 """
 
 import json
@@ -17,14 +19,19 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import Llama, memory  # noqa: E402
+from model import CHUNK, Llama, memory, rank_and_size  # noqa: E402
 from sample import generate, usable_device  # noqa: E402
 from scpo import accumulate  # noqa: E402
 from train import GIB, Speed, free_memory, join  # noqa: E402
@@ -43,6 +50,7 @@ class Options:
     sample: int = option(32, "prompts that are answered 8 times, 0 for none")
     dtype: str = option("bfloat16", "of matrix products and of sampling")
     recompute: bool = option(False, "as of train.py")
+    pretend: int = option(0, "ranks to count for instead of a real run")
 
 
 def taken(device: torch.device) -> float:
@@ -72,11 +80,47 @@ def train_steps(o: Options, folder: Path, device: torch.device) -> None:
         if step > 0:
             speed.add(model, [pair] * pairs)
     real = taken(device) - (before if device.type == "cpu" else 0)
-    kinds = memory(model, getattr(torch, o.dtype), ranks, prompt=o.prompt, response=o.response, batch_size=pairs,
-                   micro_batch=o.micro_batch, rows=1, recompute=o.recompute)
-    said = kinds["training, at most"]
-    print(f"training, {ranks} ranks, {pairs} pairs a step: budget {said / GIB:.2f} GiB, taken {real / GIB:.2f} GiB "
-          f"({100 * (said / real - 1):+.1f} %); " + ", ".join(f"{v} {name}" for name, v in speed.gauges().items()))
+    compare(o, model, real, "taken", ", ".join(f"{v} {name}" for name, v in speed.gauges().items()))
+
+
+def compare(o: Options, model: Llama, found: float, how: str, more: str = "") -> None:
+    """Print the bytes that were found beside those that the budget says."""
+    ranks = rank_and_size()[1]
+    pairs = ranks * o.micro_batch * o.micro_batches
+    said = memory(model, getattr(torch, o.dtype), ranks, prompt=o.prompt, response=o.response, batch_size=pairs,
+                  micro_batch=o.micro_batch, rows=1, recompute=o.recompute)["training, at most"]
+    print(f"training, {ranks} ranks, {pairs} pairs a step: budget {said / GIB:.2f} GiB, {how} {found / GIB:.2f} GiB "
+          f"({100 * (said / found - 1):+.1f} %){'; ' if more else ''}{more}")
+
+
+class Countable(Llama):
+    """`response_logps` as a forward pass without a look at values: all rows have as long a prompt."""
+
+    def forward(self, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
+        states = self.model(tokens)[:, prompt - 1 : -1].flatten(0, 1)  # (N, C)
+        parts = zip(states.split(CHUNK), tokens[:, prompt:].flatten().split(CHUNK))
+        return torch.cat([checkpoint(self.token_logps, *part, use_reentrant=False) for part in parts])  # (N,)
+
+    def to_empty(self, *, device: torch.device) -> Self:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return super().to_empty(device=device)
+
+
+def pretend_step(o: Options, folder: Path) -> None:
+    """Forward and backward passes of one step on the first of --pretend ranks that do not exist."""
+    model = Countable.empty_sharded(folder, torch.device("cpu"), getattr(torch, o.dtype))
+    model.model.recompute = o.recompute
+    with next(model.parameters()).to_local().fake_mode:
+        tracker = FSDPMemTracker(model)
+        tracker.track_inputs(())
+        with tracker:
+            for i in range(o.micro_batches):
+                tracker.reset_mod_stats()
+                model.set_requires_gradient_sync(o.pretend == 1 or i + 1 == o.micro_batches)
+                tokens = torch.zeros(2 * o.micro_batch, o.prompt + o.response, dtype=torch.long)
+                model(tokens, o.prompt).sum().backward()
+        held = sum(next(iter(tracker.get_tracker_snapshot("peak").values())).values()) / 2  # kinds, and their total
+    compare(o, model, held + 8 * sum(p.numel() for p in model.parameters()) / o.pretend, "tracked with AdamW's state")
 
 
 def sample_responses(o: Options, folder: Path, device: torch.device) -> None:
@@ -96,15 +140,21 @@ def sample_responses(o: Options, folder: Path, device: torch.device) -> None:
 def main() -> None:
     o = parse_options(Options, __doc__)
     device = usable_device("auto")
-    join(device, always=True)
+    if o.pretend:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=o.pretend)
+    else:
+        join(device, always=True)
     raw = {"model_type": "llama", "vocab_size": o.vocab, "hidden_size": 4096, "intermediate_size": 14336,
            "num_hidden_layers": o.layers, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
            "rope_theta": 500000.0, "tie_word_embeddings": False}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(raw))
-        train_steps(o, Path(folder), device)
-        free_memory()
-        if o.sample:
+        if o.pretend:
+            pretend_step(o, Path(folder))
+        else:
+            train_steps(o, Path(folder), device)
+            free_memory()
+        if o.sample and not o.pretend:
             sample_responses(o, Path(folder), device)
     dist.destroy_process_group()
 

@@ -11,18 +11,25 @@ the order of correct and wrong responses, by votes and by a reward model (Figure
 
     python eval.py --responses runs/toy/M0/eval_responses.jsonl --reward-model tasks/toy/reward
     python eval.py --pairs runs/gsm8k/M1/pairs.jsonl --task gsm8k --problems train.jsonl         # Table 5's margin
+
+Letters in shape comments
+    B  conversations      T  longest conversation      C  hidden_size      O  num_objectives
 """
 
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import Llama, RewardModel, gathered, rank_and_size
+from model import Body, Checkpoint, Config, Llama, gathered, rank_and_size
 from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_out, load_checkpoint,
                     read_problems)
 from scpo import collate
@@ -182,18 +189,64 @@ def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float |
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Responses of a model, and what a reward model thinks of them
+# A reward model
 
 
-def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: int, temperature: float, top_p: float,
-             max_new_tokens: int, seed: Sequence[int], rows: int, name: str) -> list[dict]:
-    """One greedy response and k samples to each problem: lines for `eval_responses.jsonl`, with the gold answer."""
-    shared = {"max_new_tokens": max_new_tokens, "rows": rows, "seed": seed, "top_p": top_p}
-    greedy = answer_problems(model, text, task, problems, 1, temperature=0.0, progress=f"{name}: greedy", **shared)
-    sampled = answer_problems(model, text, task, problems, k, temperature=temperature, progress=f"{name}: {k} samples",
-                              **shared)
-    return [row | {"greedy": g["responses"][0], "greedy_ended": g["ended"][0], "gold": gold_answer(problem, task.name)}
-            for row, g, problem in zip(sampled, greedy, problems)]
+class Gating(nn.Module):
+    """What a prompt asks of its answer: one weight per objective, from the prompt's final hidden state."""
+
+    def __init__(self, hidden_size: int, num_objectives: int, gating_hidden_dim: int, gating_n_hidden: int,
+                 gating_temperature: float):
+        super().__init__()
+        sizes = [hidden_size, *[gating_hidden_dim] * gating_n_hidden, num_objectives]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.logit_scale = nn.Parameter(torch.ones(1))
+        self.temperature = gating_temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return F.softmax(self.layers[-1](x) / self.temperature, dim=-1) * self.logit_scale  # (B, O)
+
+
+class RewardModel(Checkpoint):
+    """ArmoRM (arXiv 2406.12845; RLHFlow/ArmoRM-Llama3-8B-v0.1): a Llama body, O objectives, a gate that weighs them.
+
+    With one objective the gate is constant, and this is a Bradley-Terry reward model with a linear head.
+    """
+
+    def __init__(self, config: Config, raw_config: dict):
+        super().__init__(raw_config)
+        sizes = {name: raw_config.get(name) for name in ("num_objectives", "gating_hidden_dim", "gating_n_hidden")}
+        temperature = raw_config.get("gating_temperature")
+        whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
+        if not whole or not isinstance(temperature, (int, float)) or temperature <= 0:
+            raise InputError(f"the config.json of a reward model names {', '.join(sizes)} and gating_temperature, each "
+                             "above 0; is this a language model's folder?")
+        self.config = config
+        self.model = Body(config)
+        self.regression_layer = nn.Linear(config.hidden_size, sizes["num_objectives"], bias=False)
+        self.register_buffer("reward_transform_matrix", torch.eye(sizes["num_objectives"]))  # takes verbosity out
+        self.gating = Gating(config.hidden_size, **sizes, gating_temperature=temperature)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32,
+                        device: str | torch.device = "cpu") -> Self:
+        """As for any checkpoint, but `dtype` is that of the body: the heads are small, and fp32 keeps scores apart."""
+        model = super().from_pretrained(folder, torch.float32, device)
+        model.model.to(dtype)
+        return model
+
+    def forward(self, tokens: Tensor, prompt_ends: Tensor, response_ends: Tensor) -> Tensor:
+        """Scores (B,) of conversations tokens (B, T), padded on the right.
+
+        prompt_ends (B,): position of the token that closes the prompt, where the gate reads; response_ends (B,): of the
+        token that closes the response, where the objectives read.
+        """
+        hidden = self.model(tokens).float()  # (B, T, C); in bf16 different responses would tie
+        rows = torch.arange(len(tokens), device=tokens.device)
+        rewards = self.regression_layer(hidden[rows, response_ends]) @ self.reward_transform_matrix  # (B, O)
+        return (self.gating(hidden[rows, prompt_ends]) * rewards).sum(-1)  # (B,)
 
 
 @torch.inference_mode()
@@ -212,6 +265,55 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
         scores |= zip(chosen, model(tokens.to(device), closes.to(device), ends.to(device)).tolist())
     scores, places = gathered(scores), iter(range(len(sequences)))
     return [[scores[next(places)] for _ in row["responses"]] for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Responses of a model, and which epoch's model is best
+
+
+def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: int, temperature: float, top_p: float,
+             max_new_tokens: int, seed: Sequence[int], rows: int, name: str) -> list[dict]:
+    """One greedy response and k samples to each problem: lines for `eval_responses.jsonl`, with the gold answer."""
+    shared = {"max_new_tokens": max_new_tokens, "rows": rows, "seed": seed, "top_p": top_p}
+    greedy = answer_problems(model, text, task, problems, 1, temperature=0.0, progress=f"{name}: greedy", **shared)
+    sampled = answer_problems(model, text, task, problems, k, temperature=temperature, progress=f"{name}: {k} samples",
+                              **shared)
+    return [row | {"greedy": g["responses"][0], "greedy_ended": g["ended"][0], "gold": gold_answer(problem, task.name)}
+            for row, g, problem in zip(sampled, greedy, problems)]
+
+
+CHOICES = {
+    "last": "no dev problems needed",
+    "dev": "the best greedy accuracy on --dev (as the paper; needs labels)",
+    "votes": "the highest vote share on --dev, without collapse to few answers (needs no label)",
+}
+CHOSEN_BY = {"dev": "greedy", "votes": "vote_share"}  # the score that decides
+
+
+def score_epoch(model: Llama, text: Text, task: Task, problems: list[dict], choose: str, *, k: int, temperature: float,
+                top_p: float, max_new_tokens: int, seed: Sequence[int], rows: int, name: str) -> dict:
+    """What --choose looks at: a checkpoint's greedy accuracy, or how its k samples agree, which reads no answer."""
+    k, temperature = (1, 0.0) if choose == "dev" else (k, temperature)
+    responses = answer_problems(model, text, task, problems, k, temperature=temperature, top_p=top_p, rows=rows,
+                                max_new_tokens=max_new_tokens, seed=seed, progress=name)
+    answers = [response_answers(row, task.name) for row in responses]
+    if choose == "dev":
+        golds = [gold_answer(problem, task.name) for problem in problems]
+        right = [correct(answer, gold, task.name) for [answer], gold in zip(answers, golds) if gold is not None]
+        return {"greedy": float(np.mean(right))}
+    winners = [majority(given, task.name, random.Random(str(row["id"]))) for row, given in zip(responses, answers)]
+    return {"vote_share": float(np.mean([votes / k for _, votes in winners])),
+            "different_answers": len({answer for answer, _ in winners})}
+
+
+def best_epoch(scores: list[dict], choose: str) -> int:
+    """The epoch to keep, from each one's score on the dev problems; epoch 0 is M_{t-1}. A tie: the earlier one."""
+    epochs = [row for row in scores if row["epoch"] > 0]
+    if choose == "votes":
+        # A model that gives every problem one answer is most consistent of all: half of M_{t-1}'s variety must remain.
+        varied = [row for row in epochs if row["different_answers"] >= 0.5 * scores[0]["different_answers"]]
+        epochs = varied or epochs[:1]
+    return max(epochs, key=lambda row: row[CHOSEN_BY[choose]])["epoch"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Letters in shape comments
     B  rows of the batch           T  tokens of this call           S  keys in sight: cached tokens + T
     C  hidden_size                 V  vocab_size                    D  head_dim
     H  num_attention_heads         K  num_key_value_heads           F  intermediate_size
-    O  num_objectives of a reward model                             N  response tokens of all rows
+    N  response tokens of all rows
 """
 
 import json
@@ -207,7 +207,8 @@ class Place:
         seen = int(positions.max()) + 1
         slots = torch.arange(seen, device=positions.device)  # (S,)
         mask = (slots <= positions[:, :, None])[:, None]  # (B, 1, T, S)
-        return cls(cache, positions, seen, mask.repeat(1, 1, config.num_attention_heads // config.num_key_value_heads, 1))
+        group = config.num_attention_heads // config.num_key_value_heads
+        return cls(cache, positions, seen, mask.repeat(1, 1, group, 1))
 
 
 class Body(nn.Module):
@@ -364,63 +365,6 @@ class Llama(Checkpoint):
             mine = state[name]
             mine.copy_(distribute_tensor(whole.float(), mine.device_mesh, mine.placements, src_data_rank=None))
         return model
-
-
-class Gating(nn.Module):
-    """What a prompt asks of its answer: one weight per objective, from the prompt's final hidden state."""
-
-    def __init__(self, hidden_size: int, num_objectives: int, gating_hidden_dim: int, gating_n_hidden: int,
-                 gating_temperature: float):
-        super().__init__()
-        sizes = [hidden_size, *[gating_hidden_dim] * gating_n_hidden, num_objectives]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
-        self.logit_scale = nn.Parameter(torch.ones(1))
-        self.temperature = gating_temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return F.softmax(self.layers[-1](x) / self.temperature, dim=-1) * self.logit_scale  # (B, O)
-
-
-class RewardModel(Checkpoint):
-    """ArmoRM (arXiv 2406.12845; RLHFlow/ArmoRM-Llama3-8B-v0.1): a Llama body, O objectives, a gate that weighs them.
-
-    With one objective the gate is constant, and this is a Bradley-Terry reward model with a linear head.
-    """
-
-    def __init__(self, config: Config, raw_config: dict):
-        super().__init__(raw_config)
-        sizes = {name: raw_config.get(name) for name in ("num_objectives", "gating_hidden_dim", "gating_n_hidden")}
-        temperature = raw_config.get("gating_temperature")
-        whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
-        if not whole or not isinstance(temperature, (int, float)) or temperature <= 0:
-            raise InputError(f"the config.json of a reward model names {', '.join(sizes)} and gating_temperature, each "
-                             "above 0; is this a language model's folder?")
-        self.config = config
-        self.model = Body(config)
-        self.regression_layer = nn.Linear(config.hidden_size, sizes["num_objectives"], bias=False)
-        self.register_buffer("reward_transform_matrix", torch.eye(sizes["num_objectives"]))  # takes verbosity out
-        self.gating = Gating(config.hidden_size, **sizes, gating_temperature=temperature)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32,
-                        device: str | torch.device = "cpu") -> Self:
-        """As for any checkpoint, but `dtype` is that of the body: the heads are small, and fp32 keeps scores apart."""
-        model = super().from_pretrained(folder, torch.float32, device)
-        model.model.to(dtype)
-        return model
-
-    def forward(self, tokens: Tensor, prompt_ends: Tensor, response_ends: Tensor) -> Tensor:
-        """Scores (B,) of conversations tokens (B, T), padded on the right.
-
-        prompt_ends (B,): position of the token that closes the prompt, where the gate reads; response_ends (B,): of the
-        token that closes the response, where the objectives read.
-        """
-        hidden = self.model(tokens).float()  # (B, T, C); in bf16 different responses would tie
-        rows = torch.arange(len(tokens), device=tokens.device)
-        rewards = self.regression_layer(hidden[rows, response_ends]) @ self.reward_transform_matrix  # (B, O)
-        return (self.gating(hidden[rows, prompt_ends]) * rewards).sum(-1)  # (B,)
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:

@@ -45,21 +45,14 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from eval import EVALUATION, correct, evaluate, gold_answer, majority, reward_responses, score, table
-from model import (Llama, RewardModel, after_first, gathered, memory, rank_and_size, read_json, shared, summed,
-                   training_flops)
+from eval import (CHOICES, CHOSEN_BY, EVALUATION, RewardModel, best_epoch, evaluate, gold_answer, reward_responses,
+                  score, score_epoch, table)
+from model import Llama, after_first, gathered, memory, rank_and_size, read_json, shared, summed, training_flops
 from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_checkpoint, context_length,
                     load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
 from scpo import SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, share_out, unanimous
 from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
                   show_votes, write_jsonl, write_text)
-
-CHOICES = {
-    "last": "no dev problems needed",
-    "dev": "the best greedy accuracy on --dev (as the paper; needs labels)",
-    "votes": "the highest vote share on --dev, without collapse to few answers (needs no label)",
-}
-CHOSEN_BY = {"dev": "greedy", "votes": "vote_share"}  # the score that decides
 
 
 @dataclass
@@ -186,6 +179,12 @@ def alone(run: Path) -> Iterator[Path]:
             raise InputError(f"--out {run}: another process is at work there; wait for it, or choose another --out"
                              ) from error
         yield run
+
+
+def sampling(options: Options) -> dict:
+    """How a model is sampled to measure it: with other random numbers than those of any round's responses."""
+    return {"seed": [options.seed, *EVALUATION]} | {
+        name: getattr(options, name) for name in ("k", "temperature", "top_p", "max_new_tokens", "rows")}
 
 
 def per_round(values: tuple, t: int) -> float | int:
@@ -484,44 +483,23 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
 # Stage 5: which epoch becomes M_t
 
 
-def best_epoch(scores: list[dict], choose: str) -> int:
-    """The epoch to keep, from each one's score on the dev problems; epoch 0 is M_{t-1}. A tie: the earlier one."""
-    epochs = [row for row in scores if row["epoch"] > 0]
-    if choose == "votes":
-        # A model that gives every problem one answer is most consistent of all: half of M_{t-1}'s variety must remain.
-        varied = [row for row in epochs if row["different_answers"] >= 0.5 * scores[0]["different_answers"]]
-        epochs = varied or epochs[:1]
-    return max(epochs, key=lambda row: row[CHOSEN_BY[choose]])["epoch"]
-
-
-def score_epoch(source: str | Path, task: Task, options: Options, t: int, epoch: int) -> dict:
-    """A checkpoint on the dev problems: its greedy accuracy, or how its k samples agree, which reads no answer."""
-    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    problems = read_problems(options.dev, task, options.limit)
-    how = {"k": 1, "temperature": 0.0} if options.choose == "dev" else {
-        "k": options.k, "temperature": options.temperature}
-    rows = answer_problems(model, text, task, problems, **how, top_p=options.top_p, rows=options.rows,
-                           max_new_tokens=options.max_new_tokens, seed=[options.seed, *EVALUATION],
-                           progress=f"M{t}, epoch {epoch}: dev")
-    answers = [response_answers(row, task.name) for row in rows]
-    if options.choose == "dev":
-        golds = [gold_answer(problem, task.name) for problem in problems]
-        right = [correct(answer, gold, task.name) for [answer], gold in zip(answers, golds) if gold is not None]
-        return {"epoch": epoch, "greedy": float(np.mean(right))}
-    winners = [majority(given, task.name, random.Random(str(row["id"]))) for row, given in zip(rows, answers)]
-    return {"epoch": epoch, "vote_share": float(np.mean([votes / options.k for _, votes in winners])),
-            "different_answers": len({answer for answer, _ in winners})}
-
-
 def choose_epoch(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> int:
     """Which epoch's checkpoint becomes M_t."""
     if options.choose == "last":
         return options.epochs
-    epochs = range(0 if options.choose == "votes" else 1, options.epochs + 1)
-    scores = stage(folder / "epochs.jsonl", lambda: [
-        score_epoch(folder / f"epochs/{e}" if e else source, task, options, t, e) for e in epochs])
-    best, name = best_epoch(scores, options.choose), CHOSEN_BY[options.choose]
-    print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * row[name]:.1f}" for row in scores) + f"; kept {best}")
+
+    def scores() -> list[dict]:
+        problems, rows = read_problems(options.dev, task, options.limit), []
+        for epoch in range(0 if options.choose == "votes" else 1, options.epochs + 1):
+            path = folder / f"epochs/{epoch}" if epoch else source
+            model, text = load_checkpoint(str(path), options.chat, options.device, options.dtype)
+            rows.append({"epoch": epoch} | score_epoch(model, text, task, problems, options.choose, **sampling(options),
+                                                       name=f"M{t}, epoch {epoch}: dev"))
+        return rows
+
+    rows, name = stage(folder / "epochs.jsonl", scores), CHOSEN_BY[options.choose]
+    best = best_epoch(rows, options.choose)
+    print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * row[name]:.1f}" for row in rows) + f"; kept {best}")
     return best
 
 
@@ -615,9 +593,8 @@ def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, 
     if options.test is None or shared((folder / "eval.json").exists()):
         return
     model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
-                    temperature=options.temperature, top_p=options.top_p, max_new_tokens=options.max_new_tokens,
-                    seed=[options.seed, *EVALUATION], rows=options.rows, name=f"M{t}")
+    rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), **sampling(options),
+                    name=f"M{t}")
     result = score(rows, task.name)
     results = record(run, f"M{t}", result, time.time() - started)
     if rank_and_size()[0] == 0:

@@ -3,7 +3,7 @@
     python bench/llama8b.py --recompute --micro-batch 2 --micro-batches 8     # one H200: 16 pairs a step, as the paper
     torchrun --nproc-per-node 8 bench/llama8b.py --recompute --micro-batch 2  # eight GPUs
     python bench/llama8b.py --layers 2 --vocab 32768 --sample 0               # what a laptop can hold of it
-    python bench/llama8b.py --pretend 8 --recompute --micro-batch 2           # all of it on 8 ranks, without any of them
+    python bench/llama8b.py --pretend 8 --recompute --micro-batch 2           # all of it, on 8 ranks that are not there
 
 Each rank makes its parts of the model, does some optimiser steps on pairs of GSM8K's lengths, and reports the memory it
 took beside the budget, tokens per second and, on a known GPU, the model FLOP utilisation. Memory is that of the GPU or,

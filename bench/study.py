@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from eval import majority, order_shares, pair_quality, percent, reward_responses, votes_and_accuracy  # noqa: E402
-from model import RewardModel  # noqa: E402
+from eval import (RewardModel, majority, order_shares, pair_quality, percent, reward_responses,  # noqa: E402
+                  votes_and_accuracy)
 from sample import Task, load_checkpoint  # noqa: E402
 from tasks.toy import make  # noqa: E402
 from vote import (InputError, check_options, count_votes, option, parse_options, read_jsonl, read_responses,  # noqa: E402

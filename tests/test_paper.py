@@ -18,7 +18,8 @@ import eval as evaluation
 import sample
 import train
 import vote
-from model import Config, RewardModel
+from eval import RewardModel
+from model import Config
 
 SMALL = "--limit 6 --k 4 --epochs 2 --max-new-tokens 40 --micro-batch 4 --batch-size 4".split()
 

@@ -8,8 +8,8 @@ import torch
 from conftest import BOS, EOS, randomise, tiny_config, toy_tokenizer
 from safetensors.torch import load_file, save_file
 
-from eval import order_shares, reward_responses
-from model import Config, Llama, RewardModel
+from eval import RewardModel, order_shares, reward_responses
+from model import Config, Llama
 from sample import Task, answer_problems, load_checkpoint
 from tasks.toy import make, reward
 from vote import InputError

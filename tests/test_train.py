@@ -443,7 +443,7 @@ def test_the_epoch_is_chosen_and_only_labels_need_labels(tmp_path, monkeypatch):
 def test_stopped_between_the_stages_that_not_every_run_has(stage, tmp_path, monkeypatch):
     small = [*SMALL, "--rounds", "1", "--epochs", "2", "--choose", "votes", "--supervision", "reward", "--limit", "12"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, stage, lambda *_: 1 / 0)
+        patch.setattr(train, stage, lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(patch, train, *small, "--out", tmp_path / "stopped")
     assert (tmp_path / "stopped/M1/rewards.jsonl").exists() and not (tmp_path / "stopped/M1/model").exists()

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from eval import reward_responses
-from model import Config, RewardModel
+from eval import RewardModel, reward_responses
+from model import Config
 from sample import Task, answer_problems, load_checkpoint
 from scpo import collate
 from tasks.toy import make

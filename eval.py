@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import Body, Checkpoint, Config, Llama, gathered, rank_and_size
-from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_out, load_checkpoint,
-                    read_problems)
-from scpo import collate
+from model import Checkpoint, Config, Llama, gathered, rank_and_size
+from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_checkpoint, check_out,
+                    load_checkpoint, prepare, read_problems)
+from scpo import choose_winner, collate
 from tasks.zebralogic.puzzle import gold_table, right_cells
 from vote import (InputError, check_options, count_votes, extract_answer, option, parse_options, read_jsonl,
                   read_responses, response_answers, run_script, same_answer, was_ended, write_jsonl)
@@ -67,11 +67,9 @@ def correct(answer: str | None, gold: str, task: str) -> bool:
 
 def majority(answers: Sequence[str | None], task: str, draw: random.Random) -> tuple[str | None, int]:
     """The answer with the most votes and its votes; a tie is drawn; (None, 0) if no response has an answer."""
-    votes = count_votes(list(answers), task)
-    most = max(votes, default=0)
-    if most == 0:
-        return None, 0
-    return draw.choice(list(dict.fromkeys(a for a, v in zip(answers, votes) if v == most))), most
+    votes = count_votes(answers, task)
+    winner = choose_winner(answers, votes, len(answers), 0.0, draw)
+    return (None, 0) if winner is None else (answers[winner], votes[winner])
 
 
 def score_row(row: dict, task: str) -> dict:
@@ -180,12 +178,10 @@ def votes_and_accuracy(rows: list[dict], task: str, k: int) -> tuple[float, floa
 def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float | None]:
     """Accuracy of the chosen and of the rejected responses, and its margin (paper, Table 5), where gold is known."""
     known = [pair for pair in pairs if golds.get(pair["id"]) is not None and pair["rejected"] is not None]
-    if not known:
-        return {"pairs": len(pairs), "with_gold": 0, "chosen_accuracy": None, "rejected_accuracy": None, "margin": None}
-    chosen, rejected = (float(np.mean([correct(p[f"answer_{side}"], golds[p["id"]], task) for p in known]))
-                        for side in ("chosen", "rejected"))
+    chosen, rejected = (float(np.mean([correct(p[f"answer_{side}"], golds[p["id"]], task) for p in known])) if known
+                        else None for side in ("chosen", "rejected"))
     return {"pairs": len(pairs), "with_gold": len(known), "chosen_accuracy": chosen, "rejected_accuracy": rejected,
-            "margin": chosen - rejected}
+            "margin": chosen - rejected if known else None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,15 +212,13 @@ class RewardModel(Checkpoint):
     """
 
     def __init__(self, config: Config, raw_config: dict):
-        super().__init__(raw_config)
+        super().__init__(config, raw_config)
         sizes = {name: raw_config.get(name) for name in ("num_objectives", "gating_hidden_dim", "gating_n_hidden")}
         temperature = raw_config.get("gating_temperature")
         whole = all(isinstance(size, int) and size > 0 for size in sizes.values())
         if not whole or not isinstance(temperature, (int, float)) or temperature <= 0:
             raise InputError(f"the config.json of a reward model names {', '.join(sizes)} and gating_temperature, each "
                              "above 0; is this a language model's folder?")
-        self.config = config
-        self.model = Body(config)
         self.regression_layer = nn.Linear(config.hidden_size, sizes["num_objectives"], bias=False)
         self.register_buffer("reward_transform_matrix", torch.eye(sizes["num_objectives"]))  # takes verbosity out
         self.gating = Gating(config.hidden_size, **sizes, gating_temperature=temperature)
@@ -256,11 +250,11 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
     sequences = [(prompt, response) for prompt, response, _ in judged]
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))  # alike lengths: little padding
     scores: dict[int, float] = {}
-    device, (rank, ranks) = model.model.norm.weight.device, rank_and_size()
+    device, (rank, ranks) = model.device, rank_and_size()
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     for chosen in tqdm(batches[rank::ranks], progress, unit="batch", leave=False, disable=rank > 0):
-        tokens, targets = collate([sequences[i] for i in chosen])  # (R, T) each
-        ends = targets.shape[1] - 1 - targets.flip(1).int().argmax(1)  # (R,) the last token of each response
+        tokens, _ = collate([sequences[i] for i in chosen])  # (B, T)
+        ends = torch.tensor([sum(map(len, sequences[i])) - 1 for i in chosen])  # (B,) the last tokens
         closes = torch.tensor([judged[i][2] for i in chosen])
         scores |= zip(chosen, model(tokens.to(device), closes.to(device), ends.to(device)).tolist())
     scores, places = gathered(scores), iter(range(len(sequences)))
@@ -271,13 +265,10 @@ def reward_responses(model: RewardModel, text: Text, rows: list[dict], batch: in
 # Responses of a model, and which epoch's model is best
 
 
-def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: int, temperature: float, top_p: float,
-             max_new_tokens: int, seed: Sequence[int], rows: int, name: str) -> list[dict]:
+def evaluate(model: Llama, text: Text, task: Task, problems: list[dict], *, k: int, name: str, **how) -> list[dict]:
     """One greedy response and k samples to each problem: lines for `eval_responses.jsonl`, with the gold answer."""
-    shared = {"max_new_tokens": max_new_tokens, "rows": rows, "seed": seed, "top_p": top_p}
-    greedy = answer_problems(model, text, task, problems, 1, temperature=0.0, progress=f"{name}: greedy", **shared)
-    sampled = answer_problems(model, text, task, problems, k, temperature=temperature, progress=f"{name}: {k} samples",
-                              **shared)
+    greedy = answer_problems(model, text, task, problems, 1, progress=f"{name}: greedy", **how | {"temperature": 0.0})
+    sampled = answer_problems(model, text, task, problems, k, progress=f"{name}: {k} samples", **how)
     return [row | {"greedy": g["responses"][0], "greedy_ended": g["ended"][0], "gold": gold_answer(problem, task.name)}
             for row, g, problem in zip(sampled, greedy, problems)]
 
@@ -290,19 +281,17 @@ CHOICES = {
 CHOSEN_BY = {"dev": "greedy", "votes": "vote_share"}  # the score that decides
 
 
-def score_epoch(model: Llama, text: Text, task: Task, problems: list[dict], choose: str, *, k: int, temperature: float,
-                top_p: float, max_new_tokens: int, seed: Sequence[int], rows: int, name: str) -> dict:
+def score_epoch(model: Llama, text: Text, task: Task, problems: list[dict], choose: str, **how) -> dict:
     """What --choose looks at: a checkpoint's greedy accuracy, or how its k samples agree, which reads no answer."""
-    k, temperature = (1, 0.0) if choose == "dev" else (k, temperature)
-    responses = answer_problems(model, text, task, problems, k, temperature=temperature, top_p=top_p, rows=rows,
-                                max_new_tokens=max_new_tokens, seed=seed, progress=name)
+    how |= {"k": 1, "temperature": 0.0} if choose == "dev" else {}
+    responses = answer_problems(model, text, task, problems, **how)
     answers = [response_answers(row, task.name) for row in responses]
     if choose == "dev":
         golds = [gold_answer(problem, task.name) for problem in problems]
         right = [correct(answer, gold, task.name) for [answer], gold in zip(answers, golds) if gold is not None]
         return {"greedy": float(np.mean(right))}
     winners = [majority(given, task.name, random.Random(str(row["id"]))) for row, given in zip(responses, answers)]
-    return {"vote_share": float(np.mean([votes / k for _, votes in winners])),
+    return {"vote_share": float(np.mean([votes / how["k"] for _, votes in winners])),
             "different_answers": len({answer for answer, _ in winners})}
 
 
@@ -355,7 +344,7 @@ def responses_of_model(options: Options, task: Task) -> list[dict]:
     """Load the checkpoint and let it answer, as the options say."""
     if options.out:
         check_out(options.out)
-    problems, model, text, how = options.prepare(task, "test")
+    problems, model, text, how = prepare(options, task, "test")
     rows = evaluate(model, text, task, problems, seed=[options.seed, *EVALUATION], name="eval", **how)
     if options.out:
         write_jsonl(options.out, rows)
@@ -405,6 +394,8 @@ def main() -> None:
         return show_pair_quality(options, task)
     if options.responses and options.out:
         raise InputError("--out: keeps the responses of a model; --responses has its file already")
+    if options.reward_model:
+        check_checkpoint(options.reward_model, "auto", RewardModel, "--reward-model")
     other = read_responses(options.against) if options.against else []
     given = read_responses(options.responses)[: options.limit] if options.responses else None
     rows = given or responses_of_model(options, task)

@@ -1,4 +1,5 @@
-"""Llama 2, 3, 3.1 and 3.2 in one file: the forward pass, its key/value cache, and Hugging Face checkpoint folders.
+"""Llama 2, 3, 3.1 and 3.2 in one file: the forward pass, its key/value cache, Hugging Face checkpoint folders, and
+training it in parts on several GPUs.
 
 Parameters carry the names and the layout of a Hugging Face checkpoint, so loading is a strict copy and no conversion
 exists. References: Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), grouped-query
@@ -29,7 +30,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from vote import InputError
+from vote import InputError, read_json
 
 CHUNK = 1024  # response tokens whose logits exist at once: at a vocabulary of 128,256 half a gigabyte in fp32
 SHARD = 5 * 10**9  # bytes of one safetensors file; a larger checkpoint is split and gets an index
@@ -240,15 +241,23 @@ class Body(nn.Module):
 class Checkpoint(nn.Module):
     """A model that lives in a Hugging Face folder: `config.json` beside `model.safetensors`, or beside its shards."""
 
-    def __init__(self, raw_config: dict):
+    def __init__(self, config: Config, raw_config: dict):
         super().__init__()
         self.raw_config = raw_config  # config.json as it was read, so that saving loses no field
+        self.config = config
+        self.model = Body(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.norm.weight.device
 
     @classmethod
     def on_meta(cls, folder: str | Path) -> Self:
         """The model that a folder's `config.json` describes, without its weights. Raises InputError if it is none."""
         path = Path(folder) / "config.json"
-        raw = read_json(path, "a Hugging Face checkpoint folder has one")
+        if not path.exists():
+            raise InputError(f"{path}: no such file; a Hugging Face checkpoint folder has one")
+        raw = read_json(path)
         config = Config.from_dict(raw, str(path))
         with torch.device("meta"):
             return cls(config, raw)
@@ -309,9 +318,7 @@ class Llama(Checkpoint):
     """
 
     def __init__(self, config: Config, raw_config: dict):
-        super().__init__(raw_config)
-        self.config = config
-        self.model = Body(config)
+        super().__init__(config, raw_config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -332,12 +339,14 @@ class Llama(Checkpoint):
         hidden = self.model(tokens)  # (B, T, C)
         row, position = targets.nonzero(as_tuple=True)  # (N,) each
         states, wanted = hidden[row, position - 1], tokens[row, position]  # (N, C), (N,): predicted one before
-        logps = torch.cat([checkpoint(self.token_logps, *part, use_reentrant=False)
-                           for part in zip(states.split(CHUNK), wanted.split(CHUNK))])  # (N,)
-        return torch.zeros(len(tokens), device=tokens.device).index_add(0, row, logps)  # (B,)
+        sums = torch.zeros(len(tokens), device=tokens.device)  # (B,)
+        return sums.index_add(0, row, self.token_logps(states, wanted))
 
     def token_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return token_logps(self.head(hidden), targets)
+        """log p of each target (N,) after its final hidden state (N, C), in nats: (N,) fp32."""
+        of_chunk = lambda hidden, targets: token_logps(self.head(hidden), targets)
+        parts = zip(hidden.split(CHUNK), targets.split(CHUNK))
+        return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])
 
     @classmethod
     def empty_sharded(cls, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Self:
@@ -393,8 +402,6 @@ def gathered(mine: dict) -> dict:
 
 def summed(values: dict[str, float]) -> dict[str, float]:
     """The sums over all ranks of what each has under a name."""
-    if rank_and_size()[1] == 1:
-        return values
     parts = gathered({rank_and_size()[0]: values}).values()
     return {name: sum(part[name] for part in parts) for name in values}
 
@@ -511,19 +518,6 @@ def read_tensors(folder: Path, model: nn.Module, device: str | torch.device) -> 
                          f"{min(expected)}")
 
 
-def read_json(path: Path, hint: str) -> dict:
-    """A JSON object from `path`. Raises InputError with `hint` if the file is missing, or where it is broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; {hint}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder: the single one, or the shards that its index names."""
     index = folder / "model.safetensors.index.json"
@@ -531,7 +525,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not (folder / "model.safetensors").exists():
             raise InputError(f"{folder}: has neither model.safetensors nor model.safetensors.index.json")
         return [folder / "model.safetensors"]
-    weight_map = read_json(index, "").get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: its weight_map names no file")
     shards = sorted(set(weight_map.values()))

@@ -9,7 +9,8 @@ finish. The random numbers of a response depend only on (seed, prompt, sample nu
 in the batch: up to the rounding of matrix products, a problem gets the same samples alone and among a thousand others.
 
 Letters in shape comments
-    P  prompts of a batch      R  rows: P·k, less those dropped      T  longest prompt      V  vocab_size
+    P  prompts of a batch      R  rows: P·k, less those dropped      T  longest prompt      C  hidden_size
+    V  vocab_size              N  likeliest tokens looked at
 """
 
 import json
@@ -26,12 +27,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from model import Checkpoint, KVCache, Llama, gathered, rank_and_size, read_json
+from model import Checkpoint, KVCache, Llama, gathered, rank_and_size
 from tasks.zebralogic.puzzle import json_form, rephrased_puzzle, table_header
-from vote import (EXTRACTORS, InputError, check_options, option, parse_options, read_jsonl, run_script, show_votes,
-                  write_jsonl)
+from vote import (EXTRACTORS, InputError, check_options, option, parse_options, read_json, read_jsonl, run_script,
+                  show_votes, write_jsonl)
 
 TASKS = Path(__file__).parent / "tasks"
 Loaded = TypeVar("Loaded", bound=Checkpoint)
@@ -86,7 +88,7 @@ def uniforms_of(seed: Sequence[int], prompt: list[int], samples: range, length: 
 @torch.inference_mode()
 def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: int, temperature: float = 0.7,
              top_p: float = 0.9, stop_ids: Sequence[int] = (), seed: int | Sequence[int] = 0, first_sample: int = 0,
-             rows: int = 512, stopped: Callable[[list[int]], bool] | None = None,
+             rows: int = 512, stopped: Callable[[list[int]], bool] = lambda tokens: False,
              progress: str = "") -> list[list[Response]]:
     """k responses to each prompt (token lists), in the order of `prompts`.
 
@@ -104,8 +106,7 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     rank, ranks = rank_and_size()
     responses: dict[int, list[Response]] = {}
-    with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress or rank > 0,
-              leave=False) as bar:
+    with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress or rank > 0, leave=False) as bar:
         for batch in batches[rank::ranks]:  # whole batches, so that the files are the same for any number of ranks
             uniforms = np.concatenate([
                 uniforms_of(seed, prompts[i], range(first_sample, first_sample + k), max_new_tokens) for i in batch])
@@ -127,11 +128,9 @@ def context_length(model: Llama) -> int:
 
 def prefill(model: Llama, prompts: list[list[int]], k: int, max_new_tokens: int) -> tuple[KVCache, Tensor]:
     """Read each prompt once; the cache and the next token's logits (R, V), each prompt's repeated for its k rows."""
-    device = model.model.norm.weight.device
+    device = model.device
     lengths = torch.tensor([len(p) for p in prompts], device=device)  # (P,)
-    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (P, T), padded on the right
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    tokens = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)  # (P, T), on the right
     cache = KVCache(model.config, len(prompts), tokens.shape[1] + max_new_tokens, model.model.norm.weight.dtype, device)
     hidden = model.model(tokens.to(device), cache)  # (P, T, C)
     cache.lengths = lengths  # what padding wrote lies beyond: never seen, later overwritten
@@ -142,7 +141,7 @@ def prefill(model: Llama, prompts: list[list[int]], k: int, max_new_tokens: int)
 
 
 def decode(model: Llama, cache: KVCache, logits: Tensor, choose: Callable, max_new_tokens: int, stop_ids: set[int],
-           stopped: Callable[[list[int]], bool] | None, bar: tqdm) -> list[Response]:
+           stopped: Callable[[list[int]], bool], bar: tqdm) -> list[Response]:
     """Continue every row of the cache until a stop or max_new_tokens; `choose(logits, live, step)` picks the tokens."""
     responses = [Response([], False) for _ in range(len(logits))]
     live = np.arange(len(logits))  # (R,) the response that each row of the cache is writing
@@ -150,12 +149,13 @@ def decode(model: Llama, cache: KVCache, logits: Tensor, choose: Callable, max_n
         tokens = choose(logits, live, step)  # (R,)
         unfinished = []
         for row, (response, token) in enumerate(zip([responses[i] for i in live], tokens.tolist())):
+            if token in stop_ids or response.ended:
+                response.ended = True
+                continue
+            response.tokens.append(token)
+            response.ended = step % STOP_TEXT_EVERY == 0 and stopped(response.tokens)
             if not response.ended:
-                response.ended = token in stop_ids
-                response.tokens += [] if response.ended else [token]
-                if stopped and step % STOP_TEXT_EVERY == 0 and stopped(response.tokens):
-                    response.ended = True
-                unfinished += [] if response.ended else [row]
+                unfinished.append(row)
         bar.update(len(unfinished))
         if not unfinished or step + 1 == max_new_tokens:
             break
@@ -191,14 +191,14 @@ class Task:
         if not path.exists() or name not in EXTRACTORS:
             found = sorted(p.parent.name for p in TASKS.glob("*/task.json") if p.parent.name in EXTRACTORS)
             raise InputError(f"--task {name}: no such task; there are {', '.join(found)}")
-        raw = read_json(path, "a task is a folder with a task.json")
-        raw = {key: "\n".join(v) if key != "stop" and isinstance(v, list) else v for key, v in raw.items()}
-        for f in fields(cls):
+        raw = read_json(path)
+        raw = {key: "\n".join(map(str, v)) if key != "stop" and isinstance(v, list) else v for key, v in raw.items()}
+        for f in fields(cls)[1:]:  # the name is the folder's
             kind = {"defaults": dict, "examples": int, "stop": list}.get(f.name, str)
-            absent = f.name not in {"name", *raw} and f.default is MISSING
+            absent = f.name not in raw and f.default is MISSING
             if absent or f.name in raw and not isinstance(raw[f.name], kind):
                 raise InputError(f"{path}: `{f.name}` must be there, as a JSON {kind.__name__}")
-        if strange := raw.keys() - {f.name for f in fields(cls)} - {"name"}:
+        if strange := raw.keys() - {f.name for f in fields(cls)[1:]}:
             raise InputError(f"{path}: `{min(strange)}` is no field of a task")
         needed = ("k", "tau", "temperature", "top_p", "new_problems", "beta", "alpha", "lr", "epochs", "batch_size",
                   "max_new_tokens")
@@ -239,9 +239,8 @@ class Text:
             self.tokenizer.no_padding()
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{folder}/tokenizer.json: not a tokenizer file ({error})") from error
-        settings = folder / "tokenizer_config.json"
-        has_template = (folder / "chat_template.jinja").exists() or (
-            settings.exists() and "chat_template" in read_json(settings, ""))
+        has_template = (folder / "chat_template.jinja").exists() or \
+            "chat_template" in read_json(folder / "tokenizer_config.json")
         if chat == "auto":
             marks = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}
             known = [name for name, mark in marks.items() if self.tokenizer.token_to_id(mark) is not None]
@@ -252,9 +251,8 @@ class Text:
             raise InputError(f"--chat {chat}: the tokenizer of {folder} has no {closing} token; try --chat plain")
         stops = []
         for name in ("generation_config.json", "config.json"):
-            if (folder / name).exists():
-                ids = read_json(folder / name, "").get("eos_token_id")
-                stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
+            ids = read_json(folder / name).get("eos_token_id")
+            stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
         stops = ([self.tokenizer.token_to_id(closing)] if closing else []) + stops
         if not stops:
             raise InputError(f"{folder}: neither generation_config.json nor config.json names an eos_token_id")
@@ -301,7 +299,7 @@ class Text:
         return [i for i in range(self.tokenizer.get_vocab_size()) if "\n" in self.decode([i])]
 
 
-def read_problems(path: str | Path, task: Task, limit: int | None = None) -> list[dict]:
+def read_problems(path: str | Path | None, task: Task, limit: int | None = None) -> list[dict]:
     """Problems of a JSON-lines file (or .gz) as their publisher ships it, each with `id` and `question`, first `limit`.
 
     Raises InputError for a missing or empty file, or naming the line for broken JSON and for a row that is no problem.
@@ -318,6 +316,8 @@ def read_problems(path: str | Path, task: Task, limit: int | None = None) -> lis
         return None if good and re.fullmatch(r"[1-9]\*[1-9]", str(row.get("size"))) else (
             "a puzzle needs the `size` of its table, as 3*4 (houses * attributes), and its `header`, of texts")
 
+    if path is None:
+        raise InputError(f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each")
     rows = read_jsonl(path, (task.text,), complaint)[:limit]
     if not rows:
         raise InputError(f"{path}: holds no problem")
@@ -337,17 +337,16 @@ def unlabelled(problem: dict) -> dict:
     return {key: problem[key] for key in ("id", "question", "size", "header") if key in problem}
 
 
-def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], k: int, *, temperature: float,
-                    top_p: float, max_new_tokens: int, seed: Sequence[int], first_sample: int = 0, rows: int = 512,
-                    progress: str = "") -> list[dict]:
-    """k responses to each problem: rows for `responses.jsonl`, in order. Gold answers are not looked at, nor copied."""
+def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], k: int, **how) -> list[dict]:
+    """k responses to each problem: rows for `responses.jsonl`, in order. Gold answers are not looked at, nor copied.
+
+    how: what `generate` takes beside.
+    """
     stops = task.stop if text.chat == "plain" else ()
-    stopped = (lambda tokens: any(s in text.decode(tokens) for s in stops)) if stops else None
     prompts = [text.prompt(task, p) for p in problems]
-    sampled = generate(model, [text.encode_prompt(p) for p in prompts], k, max_new_tokens=max_new_tokens,
-                       temperature=temperature, top_p=top_p, stop_ids=text.stop_ids, seed=seed,
-                       first_sample=first_sample, rows=rows, stopped=stopped, progress=progress)
-    rows_out = []
+    sampled = generate(model, [text.encode_prompt(p) for p in prompts], k, stop_ids=text.stop_ids, **how,
+                       stopped=lambda tokens: any(s in text.decode(tokens) for s in stops))
+    rows = []
     for problem, prompt, responses in zip(problems, prompts, sampled):
         texts, ended = [], []
         for response in responses:
@@ -355,9 +354,9 @@ def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], 
             cut = min((whole.find(s) for s in stops if s in whole), default=len(whole))
             texts.append(whole[:cut])
             ended.append(response.ended or cut < len(whole))
-        rows_out.append({"id": problem["id"], "question": problem["question"], "prompt": prompt, "responses": texts,
-                         "ended": ended})
-    return rows_out
+        rows.append({"id": problem["id"], "question": problem["question"], "prompt": prompt, "responses": texts,
+                     "ended": ended})
+    return rows
 
 
 def text_key(question: str) -> str:
@@ -366,9 +365,8 @@ def text_key(question: str) -> str:
 
 
 def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], count: int, *, known: list[str],
-                   temperature: float, top_p: float, max_new_tokens: int, seed: Sequence[int],
-                   fits: Callable[[dict], bool] = lambda problem: True, name: str = "new",
-                   rows: int = 512) -> tuple[list[dict], dict]:
+                   seed: Sequence[int], fits: Callable[[dict], bool] = lambda problem: True, name: str = "new",
+                   **how) -> tuple[list[dict], dict]:
     """New problems in the style of `problems` (paper, section 2): four random ones as examples, then an open line.
 
     A puzzle is rephrased from one example: the values of one attribute are renamed, another attribute is replaced.
@@ -380,8 +378,7 @@ def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], c
     examples = [draw.sample(problems, min(task.examples, len(problems))) for _ in range(count)]
     changed = [[] if task.writes_lines else draw.sample(shown[0]["header"][1:], 2) for shown in examples]
     prompts = [text.encode_prompt(text.writer_prompt(task, *both)) for both in zip(examples, changed)]
-    sampled = generate(model, prompts, 1, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-                       seed=seed, rows=rows, progress=f"{name}: writing problems",
+    sampled = generate(model, prompts, 1, seed=seed, progress=f"{name}: writing problems", **how,
                        stop_ids=text.newline_ids() + text.stop_ids if task.writes_lines else text.stop_ids)
     seen = {text_key(q) for q in [*(p["question"] for p in problems), *known]}
     kept, dropped = [], {"cut off": 0, "malformed": 0, "too long": 0, "seen before": 0}
@@ -406,7 +403,7 @@ def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], c
 
 @dataclass
 class SamplingOptions:
-    """What sample.py and eval.py share. None stands for the task's own value."""
+    """What sample.py, eval.py and train.py share. None stands for the task's own value."""
 
     task: str = option("toy", "folder of tasks/ with the prompts")
     model: str | None = option(None, "checkpoint folder in Hugging Face's Llama layout")
@@ -415,24 +412,12 @@ class SamplingOptions:
     temperature: float | None = option(None, "divides the logits; 0 is greedy (paper: 0.7)")
     top_p: float | None = option(None, "share of probability kept at each token (paper: 0.9)")
     max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
-    limit: int | None = option(None, "only the first problems")
+    limit: int | None = option(None, "only the first problems, for a quick look")
     seed: int = option(0, "of the sampling")
     rows: int = option(512, "responses decoded at once; lower it if memory runs out")
     chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
     dtype: str = option("float32", "of the weights: float32, bfloat16")
-
-    def prepare(self, task: Task, problems: str) -> tuple[list[dict], Llama, Text, dict]:
-        """The problems (if none are given the task's file named so), the model and its text side, how to sample."""
-        check_options(self, SAMPLING_RULES)
-        path = self.problems or task.file(problems)
-        if path is None:
-            raise InputError(f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each")
-        rows = read_problems(path, task, self.limit)
-        model, text = load_checkpoint(self.model or task.file("model"), self.chat, self.device, self.dtype)
-        how = {name: task.defaults[name] if getattr(self, name) is None else getattr(self, name)
-               for name in ("temperature", "top_p", "max_new_tokens")}
-        return rows, model, text, how | {"k": self.k or task.defaults["k"], "rows": self.rows}
 
 
 SAMPLING_RULES = {
@@ -471,7 +456,7 @@ def usable_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def check_checkpoint(folder: str | None, chat: str, kind: type[Checkpoint], named: str) -> Text:
+def check_checkpoint(folder: str | Path | None, chat: str, kind: type[Checkpoint], named: str) -> Text:
     """The text side of a checkpoint folder, which must be one of that kind; the weights are not read yet.
 
     kind: Llama or RewardModel. named: the option that gave the folder, for messages.
@@ -487,11 +472,20 @@ def check_checkpoint(folder: str | None, chat: str, kind: type[Checkpoint], name
     return text
 
 
-def load_checkpoint(folder: str | None, chat: str, device: str, dtype: str, kind: type[Loaded] = Llama,
+def load_checkpoint(folder: str | Path | None, chat: str, device: str, dtype: str, kind: type[Loaded] = Llama,
                     named: str = "--model") -> tuple[Loaded, Text]:
     """Model and text side of a checkpoint folder, with the `--chat --device --dtype` of any script."""
     text = check_checkpoint(folder, chat, kind, named)
     return kind.from_pretrained(folder, dtype=getattr(torch, dtype), device=usable_device(device)), text
+
+
+def prepare(options: SamplingOptions, task: Task, problems: str) -> tuple[list[dict], Llama, Text, dict]:
+    """The problems (if none are given the task's file named so), the model and its text side, how to sample."""
+    rows = read_problems(options.problems or task.file(problems), task, options.limit)
+    model, text = load_checkpoint(options.model or task.file("model"), options.chat, options.device, options.dtype)
+    how = {name: task.defaults[name] if getattr(options, name) is None else getattr(options, name)
+           for name in ("k", "temperature", "top_p", "max_new_tokens")}
+    return rows, model, text, how | {"rows": options.rows}
 
 
 @dataclass
@@ -501,9 +495,10 @@ class Options(SamplingOptions):
 
 def main() -> None:
     options = parse_options(Options, __doc__)
+    check_options(options, SAMPLING_RULES)
     check_out(options.out)
     task = Task.load(options.task)
-    problems, model, text, how = options.prepare(task, "problems")
+    problems, model, text, how = prepare(options, task, "problems")
     rows = answer_problems(model, text, task, problems, seed=[options.seed], progress="sampling", **how)
     write_jsonl(options.out, rows)
     print(show_votes(rows[0], task.name))

@@ -29,12 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
 
 from model import Llama, rank_and_size, summed
-from vote import count_votes, same_answer
+from vote import count_votes
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Steps 3-5: votes → pair
+# Steps 3-5: votes → pair. Answers are canonical here: one spelling per value, None for none
 
 
 def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
@@ -42,69 +43,59 @@ def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
     return (votes_chosen - votes_rejected) / k
 
 
-def votes_of(answers: Sequence[str | None], k: int, task: str) -> list[int]:
-    """V of every response: how many of the first k, which vote, give its answer."""
-    ballots = list(answers[:k])
-    return count_votes(ballots, task) + [sum(same_answer(answer, ballot, task) for ballot in ballots)
-                                         for answer in answers[k:]]
+def draw_response(answers: Sequence[str | None], among: list[int], draw: random.Random) -> int:
+    """One of the responses `among`, where answers tie: first an answer is drawn, then one of its responses."""
+    answer = draw.choice(list(dict.fromkeys(answers[i] for i in among)))  # in order of appearance: reproducible
+    return draw.choice([i for i in among if answers[i] == answer])
 
 
-def choose_winner(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, task: str,
+def choose_winner(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float,
                   draw: random.Random) -> int | None:
     """The index of y+, or None if nobody voted or V(y+) < τ, which is tau · k votes."""
     most = max(votes[:k])
     if most == 0 or most < tau * k - 1e-9:  # the tiny slack absorbs 0.7 · 10 = 7.000…01
         return None
-    # Answers may tie for the most or the fewest votes: first one of the answers is drawn, then one of its responses.
-    winner = draw.choice(distinct([answers[i] for i in range(k) if votes[i] == most]))
-    return draw.choice([i for i in range(k) if same_answer(answers[i], winner, task)])
+    return draw_response(answers, [i for i in range(k) if votes[i] == most], draw)
 
 
-def choose_pair(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, task: str,
+def choose_pair(answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float,
                 draw: random.Random) -> tuple[tuple[int, int] | None, str]:
     """The indices of y+ and y- among the responses to one problem.
 
     answers: of the k responses that vote, then of any extra ones, which do not vote and can only be rejected.
-    votes: V of each, from `votes_of`. tau: the least share of the k votes for y+; the paper's τ is tau · k votes.
+    votes: V of each. tau: the least share of the k votes for y+; the paper's τ is tau · k votes.
     draw: decides ties, seeded from (seed, round, problem).
     Returns (chosen, rejected) or None, and the reason: "pair", "below tau", "unanimous", "tied".
     """
-    chosen = choose_winner(answers, votes, k, tau, task, draw)
+    chosen = choose_winner(answers, votes, k, tau, draw)
     if chosen is None:
         return None, "below tau"
-    others = [i for i in range(len(answers)) if not same_answer(answers[i], answers[chosen], task)]
+    others = [i for i, answer in enumerate(answers) if answer != answers[chosen]]
     if not others:
         return None, "unanimous"
     fewest = min(votes[i] for i in others)  # 0 for a response without an answer: never chosen, but it may be rejected
     if fewest == votes[chosen]:
         return None, "tied"  # w(x) = 0: it would only dilute the mean
-    loser = draw.choice(distinct([answers[i] for i in others if votes[i] == fewest]))
-    rejected = draw.choice([i for i in others if answers[i] == loser and votes[i] == fewest])
-    return (chosen, rejected), "pair"
+    return (chosen, draw_response(answers, [i for i in others if votes[i] == fewest], draw)), "pair"
 
 
-def distinct(answers: list[str | None]) -> list[str | None]:
-    """The different answers in order of appearance, so that a seeded draw among them is reproducible."""
-    return list(dict.fromkeys(answers))
-
-
-def unanimous(answers: Sequence[str | None], task: str) -> bool:
+def unanimous(answers: Sequence[str | None]) -> bool:
     """Whether all k responses agree. Then nothing can be rejected, and hotter samples are drawn to find something."""
-    return all(same_answer(answer, answers[0], task) for answer in answers)
+    return answers[0] is not None and len(set(answers)) == 1
 
 
 # What the paper compares with: other judges than the vote (section 3)
 
 
-def choose_gold(answers: Sequence[str | None], k: int, gold: str | None, task: str,
+def choose_gold(answers: Sequence[str | None], k: int, gold: str | None,
                 draw: random.Random) -> tuple[tuple[int, int] | None, str]:
     """IRPO with gold (arXiv 2404.19733): a random correct and a random wrong response; no answer is wrong too.
 
     Of the responses after the first k one can only be rejected, and only if all k are right.
     """
-    right = [i for i in range(k) if same_answer(answers[i], gold, task)]
+    right = [i for i in range(k) if answers[i] == gold]
     pool = range(k) if len(right) < k else range(k, len(answers))
-    wrong = [i for i in pool if not same_answer(answers[i], gold, task)]
+    wrong = [i for i in pool if answers[i] != gold]
     if gold is None or not right or not wrong:
         return None, "no gold answer" if gold is None else "none right" if not right else "none wrong"
     return (draw.choice(right), draw.choice(wrong)), "pair"
@@ -139,16 +130,16 @@ def build_pair(row: dict, answers: Sequence[str | None], tau: float, task: str, 
     ended = row["ended"] + row.get("extra_ended", [])
     k = len(row["responses"])
     by_votes = supervision in ("scpo", "coin") or supervision == "semi" and gold is None
-    votes = votes_of(answers, k, task)
+    votes = count_votes(answers, task, k)
     if by_votes:
-        pair, reason = choose_pair(answers, votes, k, tau, task, draw)
+        pair, reason = choose_pair(answers, votes, k, tau, draw)
     elif supervision == "lmsi":
-        target = choose_winner(answers, votes, k, tau, task, draw)
+        target = choose_winner(answers, votes, k, tau, draw)
         pair, reason = (None, "below tau") if target is None else ((target, None), "pair")
     elif supervision == "reward":
         pair, reason = choose_reward(rewards)
     else:
-        pair, reason = choose_gold(answers, k, gold, task, draw)
+        pair, reason = choose_gold(answers, k, gold, draw)
     if pair is None:
         return None, reason
     weight = pair_weight(votes[pair[0]], votes[pair[1]], k) if weighted and by_votes else 1.0
@@ -193,13 +184,9 @@ def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
     targets marks the response tokens, the closing EOS among them. It comes from lengths, so the padding's value is
     irrelevant, and a pad id that equals EOS does no harm.
     """
-    longest = max(len(prompt) + len(response) for prompt, response in sequences)
-    tokens = torch.zeros(len(sequences), longest, dtype=torch.long)
-    targets = torch.zeros(len(sequences), longest, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(sequences):
-        tokens[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
-        targets[row, len(prompt) : len(prompt) + len(response)] = True
-    return tokens, targets
+    tokens = [torch.tensor(prompt + response) for prompt, response in sequences]
+    targets = [torch.tensor([False] * len(prompt) + [True] * len(response)) for prompt, response in sequences]
+    return pad_sequence(tokens, batch_first=True), pad_sequence(targets, batch_first=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,16 +194,11 @@ def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
 # lists each, and the "weight" and reference log-probs of its line in pairs.jsonl.
 
 
-def sequence_logps(model: Llama, sequences: list[tuple[list[int], list[int]]]) -> Tensor:
-    """log p(response | prompt) of each (prompt, response), in nats, (R,) fp32."""
-    device = model.model.norm.weight.device
-    return model.response_logps(*(x.to(device) for x in collate(sequences)))
-
-
 def pair_logps(model: Llama, batch: list[dict]) -> tuple[Tensor, Tensor]:
-    """log M(y+|x) and log M(y-|x) of encoded pairs, (B,) each, in one pass; the second is empty if none is rejected."""
+    """log M(y+|x) and log M(y-|x) of encoded pairs, in nats, fp32, (B,) each; the second is empty for LMSI."""
     sequences = [e["chosen"] for e in batch] + [e["rejected"] for e in batch if "rejected" in e]
-    logps = sequence_logps(model, sequences)  # (2B,)
+    device = model.device
+    logps = model.response_logps(*(x.to(device) for x in collate(sequences)))  # (R,)
     return logps[: len(batch)], logps[len(batch) :]
 
 
@@ -225,7 +207,7 @@ def precision(model: Llama, dtype: str) -> torch.autocast | nullcontext:
 
     A sharded model puts its blocks together in bf16 by itself.
     """
-    device = model.model.norm.weight.device.type
+    device = model.device.type
     plain = dtype == "bfloat16" and not isinstance(model.model.norm.weight, DTensor)
     return torch.autocast(device, torch.bfloat16) if plain else nullcontext()
 
@@ -234,7 +216,7 @@ def share_out(items: list, size: int) -> list[list]:
     """This rank's part of the items, in lists of up to `size`. Every rank gets as many lists, some may be empty: what
     all compute in step must be the same number of calls."""
     rank, ranks = rank_and_size()
-    calls, mine = math.ceil(math.ceil(len(items) / ranks) / size), items[rank::ranks]
+    calls, mine = math.ceil(len(items) / (ranks * size)), items[rank::ranks]
     return [mine[i * size : (i + 1) * size] for i in range(calls)]
 
 
@@ -249,23 +231,22 @@ def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float
     ranks, parts = rank_and_size()[1], share_out(batch, micro_batch)
     for i, part in enumerate(parts):
         used = part or batch[:1]  # a rank without a pair computes along, for nothing
-        column = lambda name: torch.tensor([e[name] for e in used], device=model.model.norm.weight.device)
+        column = lambda name: torch.tensor([e[name] for e in used], device=model.device)
         if ranks > 1:
             model.set_requires_gradient_sync(i + 1 == len(parts))
         with precision(model, dtype):
             chosen, rejected = pair_logps(model, used)  # (B,) each
         lengths = torch.tensor([len(e["chosen"][1]) for e in used], device=chosen.device)  # (B,)
-        losses = nll = nll_loss(chosen, lengths)  # (B,) all there is without a rejected response
-        gauges = {"nll": nll, "chosen_logp": chosen}
+        nll = nll_loss(chosen, lengths)  # (B,)
+        gauges = {"loss": nll, "nll": nll, "chosen_logp": chosen}  # all there is without a rejected response
         if len(rejected):
             losses, chosen_rewards, rejected_rewards = scpo_loss(
                 chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
                 column("weight"), beta, alpha)
-            gauges |= {"rejected_logp": rejected, "chosen_reward": chosen_rewards, "rejected_reward": rejected_rewards,
-                       "margin": chosen_rewards - rejected_rewards,
+            gauges |= {"loss": losses, "rejected_logp": rejected, "chosen_reward": chosen_rewards,
+                       "rejected_reward": rejected_rewards, "margin": chosen_rewards - rejected_rewards,
                        "accuracy": (chosen_rewards > rejected_rewards).float()}
-        gauges = {"loss": losses, **gauges}
-        (losses.sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
+        (gauges["loss"].sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
         sums = torch.stack([values.detach().sum() for values in gauges.values()]).tolist()  # one wait for the device
         for name, value in zip(gauges, sums):
             totals[name] = totals.get(name, 0.0) + (value / len(batch) if part else 0.0)

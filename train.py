@@ -12,7 +12,7 @@ M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through 
     rewards.jsonl     what the reward model thinks of each              (only with --supervision reward)
     pairs.jsonl       prompt, chosen, rejected, weight, votes, and the two reference log-probs
     log.jsonl         one line per optimiser step
-    progress-N/       the optimiser after N steps; deleted when the round's training is done
+    progress-N/       weights and optimiser after N steps; deleted when the round's training is done
     epochs.jsonl      what each epoch's checkpoint does on the dev problems       (only with --choose dev or votes)
     model/            M_t, a Hugging Face checkpoint folder
     eval_responses.jsonl, eval.json                           (only with test problems)
@@ -47,16 +47,16 @@ from tqdm import tqdm
 
 from eval import (CHOICES, CHOSEN_BY, EVALUATION, RewardModel, best_epoch, evaluate, gold_answer, reward_responses,
                   score, score_epoch, table)
-from model import Llama, after_first, gathered, memory, rank_and_size, read_json, shared, summed, training_flops
-from sample import (CHATS, SAMPLING_RULES, Task, Text, answer_problems, check_checkpoint, context_length,
+from model import Llama, after_first, gathered, memory, rank_and_size, shared, summed, training_flops
+from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_checkpoint, context_length,
                     load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
 from scpo import SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, share_out, unanimous
-from vote import (InputError, check_options, option, parse_options, read_jsonl, response_answers, run_script,
-                  show_votes, write_jsonl, write_text)
+from vote import (InputError, check_options, option, parse_options, read_json, read_jsonl, response_answers,
+                  run_script, show_votes, write_jsonl, write_text)
 
 
 @dataclass
-class Options:
+class Options(SamplingOptions):
     task: str = option("toy", "folder of tasks/: prompts, answer format and the defaults below")
     model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
     problems: str | None = option(None, "JSON lines as the task's publisher ships them; answers are not read")
@@ -68,7 +68,6 @@ class Options:
     tau: tuple[float, ...] | None = option(None, "least vote share of the chosen answer, per round, the last one "
                                            "repeated (paper, GSM8K: 0.5 0.7)")
     temperature: float | None = option(None, "of the k responses and the new problems (paper: 0.7)")
-    top_p: float | None = option(None, "share of probability kept at each token (paper: 0.9)")
     extra: int = option(8, "responses at the extra temperature when all k agree, to find one to reject (paper: 8)")
     extra_temperature: float = option(1.2, "of those (paper: 1.2)")
     new_problems: tuple[int, ...] | None = option(None, "problems the model writes, per round, the last one repeated")
@@ -87,14 +86,10 @@ class Options:
     micro_batch: int = option(8, "pairs in memory at once; gradients accumulate up to the batch size")
     recompute: bool = option(False, "keep of each block its input alone and compute it again in the backward pass: a "
                                     "third more time for a fraction of the memory")
-    checkpoint_every: int = option(200, "optimiser steps between two copies of the optimiser on disk")
+    checkpoint_every: int = option(200, "optimiser steps between two copies of weights and optimiser on disk")
     clip: float = option(1.0, "largest norm of the gradient")
-    max_new_tokens: int | None = option(None, "tokens; a longer response is cut off and has no answer")
     limit: int | None = option(None, "only the first training and test problems, for a quick look")
-    rows: int = option(512, "responses decoded at once; lower it if memory runs out")
     seed: int = option(0, "of sampling, ties and order of the pairs")
-    chat: str = option("auto", f"prompt format: auto (from the checkpoint's files), {', '.join(CHATS)}")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps …")
     dtype: str = option("float32", "of sampling and of matrix products: float32, bfloat16; trained weights are float32")
     dry_run: bool = option(False, "show what memory and how many tokens a round will take, and stop")
 
@@ -121,15 +116,9 @@ FILES = ("model", "problems", "test", "dev", "reward_model")  # which the miniat
 
 def complete(options: Options, task: Task) -> Options:
     """The options with what was not given filled in from the task's defaults; refuses values that cannot work."""
-    options = replace(options, out=options.out or f"runs/{task.name}")
-    for f in fields(options):
-        if getattr(options, f.name) is None:
-            default = task.file(f.name) if f.name in FILES else task.defaults.get(f.name)
-            setattr(options, f.name, tuple(default) if isinstance(default, list) else default)
-    if options.problems is None:
-        raise InputError(f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each")
-    if options.model is None:
-        raise InputError(f"--model: task {task.name} ships none; give a Llama checkpoint folder (Hugging Face layout)")
+    defaults = {"out": f"runs/{task.name}"} | task.defaults | {name: task.file(name) for name in FILES}
+    absent = {f.name: defaults.get(f.name) for f in fields(options) if getattr(options, f.name) is None}
+    options = replace(options, **{name: tuple(v) if isinstance(v, list) else v for name, v in absent.items()})
     if options.choose != "last" and options.dev is None:
         raise InputError(f"--choose {options.choose}: needs --dev, problems that are neither trained nor tested on")
     if options.supervision == "reward" and options.reward_model is None:
@@ -153,7 +142,7 @@ MACHINE = ("out", "rounds", "rows", "micro_batch", "device", "recompute", "check
 def open_run(options: Options) -> Path:
     """The run's folder. One begun with other options is refused, since its files would be mixed up."""
     run, now = Path(options.out), json.loads(json.dumps(asdict(options)))
-    before = read_json(run / "options.json", "") if (run / "options.json").exists() else {}
+    before = read_json(run / "options.json")
     differing = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
                  if before.get(name) != now[name] and name not in MACHINE]
     if differing and any(run.glob("M*/")):
@@ -181,10 +170,10 @@ def alone(run: Path) -> Iterator[Path]:
         yield run
 
 
-def sampling(options: Options) -> dict:
-    """How a model is sampled to measure it: with other random numbers than those of any round's responses."""
-    return {"seed": [options.seed, *EVALUATION]} | {
-        name: getattr(options, name) for name in ("k", "temperature", "top_p", "max_new_tokens", "rows")}
+def sampling(options: Options, *use: int) -> dict:
+    """How a model is sampled. use: what for, (t, 1), (t, 2) or EVALUATION; no two share random numbers."""
+    return {"seed": [options.seed, *use]} | {
+        name: getattr(options, name) for name in ("temperature", "top_p", "max_new_tokens", "rows")}
 
 
 def per_round(values: tuple, t: int) -> float | int:
@@ -236,7 +225,7 @@ def budget(options: Options, task: Task) -> None:
 # Stages 1-3: problems, responses, pairs
 
 
-def make_problems(source: str | Path, task: Task, options: Options, t: int) -> list[dict]:
+def make_problems(source: Path, task: Task, options: Options, t: int) -> list[dict]:
     """The given questions, without their answers, and those that M_{t-1} or the --writer writes."""
     given = [unlabelled(p) for p in read_problems(options.problems, task, options.limit)]
     count = per_round(options.new_problems, t)
@@ -246,10 +235,9 @@ def make_problems(source: str | Path, task: Task, options: Options, t: int) -> l
     test = [p["question"] for p in read_problems(options.test, task)] if options.test else []
     text, longest = Text(source, options.chat), context_length(Llama.on_meta(source)) - options.max_new_tokens
     chat = "auto" if options.writer else options.chat
-    writer = load_checkpoint(options.writer or str(source), chat, options.device, options.dtype)
+    writer = load_checkpoint(options.writer or source, chat, options.device, options.dtype)
     new, dropped = write_problems(
-        *writer, task, given, count, known=test, temperature=options.temperature, top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens, seed=[options.seed, t, 1], rows=options.rows, name=f"M{t}-new",
+        *writer, task, given, count, known=test, name=f"M{t}-new", **sampling(options, t, 1),
         fits=lambda problem: len(text.encode_prompt(text.prompt(task, problem))) <= longest)
     print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; dropped: "
           + ", ".join(f"{n} {reason}" for reason, n in dropped.items()))
@@ -258,16 +246,14 @@ def make_problems(source: str | Path, task: Task, options: Options, t: int) -> l
     return given + new
 
 
-def make_responses(source: str | Path, task: Task, problems: list[dict], options: Options, t: int) -> list[dict]:
+def make_responses(source: Path, task: Task, problems: list[dict], options: Options, t: int) -> list[dict]:
     """k responses to each problem, and where all k agree some hotter ones that can only be rejected."""
-    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    how = {"top_p": options.top_p, "max_new_tokens": options.max_new_tokens, "rows": options.rows,
-           "seed": [options.seed, t, 2]}
-    rows = answer_problems(model, text, task, problems, options.k, temperature=options.temperature,
-                           progress=f"M{t}: {options.k} responses", **how)
-    agreed = [row for row in rows if unanimous(response_answers(row, task.name), task.name)] if options.extra else []
-    hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), temperature=options.extra_temperature,
-                             first_sample=options.k, progress=f"M{t}: extra responses", **how)
+    model, text = load_checkpoint(source, options.chat, options.device, options.dtype)
+    how = sampling(options, t, 2)
+    rows = answer_problems(model, text, task, problems, options.k, progress=f"M{t}: {options.k} responses", **how)
+    agreed = [row for row in rows if unanimous(response_answers(row, task.name))] if options.extra else []
+    hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), first_sample=options.k,
+                             progress=f"M{t}: extra responses", **how | {"temperature": options.extra_temperature})
     for row, more in zip(agreed, hotter):
         row["extra_responses"], row["extra_ended"] = more["responses"], more["ended"]
     print(f"M{t} responses: {len(rows)} problems × {options.k}, {len(agreed)} unanimous ones × {options.extra} more")
@@ -357,7 +343,7 @@ def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, 
 
 
 def forget_progress(folder: Path, but: Path | None = None) -> None:
-    """Delete the copies of a round's optimiser, half-written ones too."""
+    """Delete what `save_progress` wrote, half-written copies too."""
     for path in folder.glob("progress-*"):
         if path != but:
             shutil.rmtree(path)
@@ -404,7 +390,8 @@ class Speed:
 def signals() -> Iterator[list[int]]:
     """The SIGTERMs and SIGINTs that arrive meanwhile, instead of their usual effect."""
     caught: list[int] = []
-    before = {number: signal.signal(number, lambda *_: caught.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
+    catch = lambda number, _: caught.append(number)
+    before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield caught
     finally:
@@ -420,7 +407,7 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
 
     On SIGTERM and SIGINT it stops after the step, with its progress in `folder`, from where the next call goes on.
     """
-    device = model.model.norm.weight.device
+    device = model.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0, fused=device.type == "cuda")
     encoded = [encode(pair, text) for pair in pairs]
     batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
@@ -459,7 +446,7 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
     return log
 
 
-def save_model(model: Llama, source: str | Path, folder: Path) -> None:
+def save_model(model: Llama, source: Path, folder: Path) -> None:
     """Write M_t as a checkpoint folder with the tokenizer files of its source; it appears under its name when whole."""
     beside, first = folder.with_name(folder.name + ".part"), rank_and_size()[0] == 0
     if shared(folder.exists()):  # of the same epoch, before a stop
@@ -468,7 +455,7 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
     if first:
-        for path in sorted(Path(source).iterdir()):
+        for path in sorted(source.iterdir()):
             weights = path.name == "config.json" or "safetensors" in path.name
             if path.suffix in (".json", ".jinja", ".model") and not weights:
                 shutil.copyfile(path, beside / path.name)
@@ -483,7 +470,7 @@ def save_model(model: Llama, source: str | Path, folder: Path) -> None:
 # Stage 5: which epoch becomes M_t
 
 
-def choose_epoch(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> int:
+def choose_epoch(source: Path, folder: Path, task: Task, options: Options, t: int) -> int:
     """Which epoch's checkpoint becomes M_t."""
     if options.choose == "last":
         return options.epochs
@@ -492,9 +479,10 @@ def choose_epoch(source: str | Path, folder: Path, task: Task, options: Options,
         problems, rows = read_problems(options.dev, task, options.limit), []
         for epoch in range(0 if options.choose == "votes" else 1, options.epochs + 1):
             path = folder / f"epochs/{epoch}" if epoch else source
-            model, text = load_checkpoint(str(path), options.chat, options.device, options.dtype)
-            rows.append({"epoch": epoch} | score_epoch(model, text, task, problems, options.choose, **sampling(options),
-                                                       name=f"M{t}, epoch {epoch}: dev"))
+            model, text = load_checkpoint(path, options.chat, options.device, options.dtype)
+            rows.append({"epoch": epoch} | score_epoch(model, text, task, problems, options.choose, k=options.k,
+                                                       progress=f"M{t}, epoch {epoch}: dev",
+                                                       **sampling(options, *EVALUATION)))
         return rows
 
     rows, name = stage(folder / "epochs.jsonl", scores), CHOSEN_BY[options.choose]
@@ -519,15 +507,15 @@ def stage(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
     return rows
 
 
-def record(run: Path, name: str, values: dict, seconds: float) -> dict:
-    """Merge what is known of M_t into results.json, adding up the seconds; all results so far."""
-    path = run / "results.json"
-    results = read_json(path, "") if path.exists() else {}
-    entry = results.setdefault(name, {"seconds": 0.0})
+def record(folder: Path, values: dict, seconds: float) -> dict:
+    """Merge what is known of M_t, in `folder`, into the run's results.json, adding up the seconds; M_t's entry."""
+    path = folder.parent / "results.json"
+    results = read_json(path)
+    entry = results.setdefault(folder.name, {"seconds": 0.0})
     entry.update(values, seconds=round(entry["seconds"] + seconds, 1))
     if rank_and_size()[0] == 0:
         write_text(path, json.dumps(results, indent=2) + "\n")
-    return results
+    return entry
 
 
 def free_memory() -> None:
@@ -537,18 +525,18 @@ def free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def load_for_training(source: str | Path, options: Options) -> tuple[Llama, Text]:
+def load_for_training(source: Path, options: Options) -> tuple[Llama, Text]:
     """M_{t-1} in fp32: whole, or on a GPU and among several ranks in parts."""
     if dist.is_initialized():
         device = usable_device(options.device)
         model, text = Llama.sharded(source, device, getattr(torch, options.dtype)), Text(source, options.chat)
     else:
-        model, text = load_checkpoint(str(source), options.chat, options.device, "float32")
+        model, text = load_checkpoint(source, options.chat, options.device, "float32")
     model.model.recompute = options.recompute
     return model, text
 
 
-def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewards: list[dict], task: Task,
+def optimise_round(source: Path, folder: Path, responses: list[dict], rewards: list[dict], task: Task,
                    options: Options, t: int) -> list[dict]:
     """Stages 3 and 4: the pairs, and a checkpoint after each epoch that may become M_t."""
     model, text = load_for_training(source, options)
@@ -570,7 +558,7 @@ def optimise_round(source: str | Path, folder: Path, responses: list[dict], rewa
     return pairs
 
 
-def train_round(source: str | Path, folder: Path, task: Task, options: Options, t: int) -> None:
+def train_round(source: Path, folder: Path, task: Task, options: Options, t: int) -> None:
     """Stages 1-5: from M_{t-1} in `source` to M_t in `folder`/model."""
     started, rewards = time.time(), []
     problems = stage(folder / "problems.jsonl", lambda: make_problems(source, task, options, t))
@@ -581,37 +569,34 @@ def train_round(source: str | Path, folder: Path, task: Task, options: Options, 
     pairs = optimise_round(source, folder, responses, rewards, task, options, t)
     free_memory()
     best = choose_epoch(source, folder, task, options, t)
-    record(folder.parent, f"M{t}", {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
+    record(folder, {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
     if rank_and_size()[0] == 0:
         (folder / f"epochs/{best}").rename(folder / "model")
     after_first()
 
 
-def evaluate_round(source: str | Path, run: Path, task: Task, options: Options, t: int) -> None:
-    """Stage 6: M_t on the test problems."""
-    folder, started = run / f"M{t}", time.time()
+def evaluate_round(source: Path, folder: Path, task: Task, options: Options) -> None:
+    """Stage 6: the round's model on the test problems."""
+    started = time.time()
     if options.test is None or shared((folder / "eval.json").exists()):
         return
-    model, text = load_checkpoint(str(source), options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), **sampling(options),
-                    name=f"M{t}")
+    model, text = load_checkpoint(source, options.chat, options.device, options.dtype)
+    rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
+                    name=folder.name, **sampling(options, *EVALUATION))
     result = score(rows, task.name)
-    results = record(run, f"M{t}", result, time.time() - started)
+    entry = record(folder, result, time.time() - started)
     if rank_and_size()[0] == 0:
         write_jsonl(folder / "eval_responses.jsonl", rows)
         write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
-    print(table({f"M{t}": results[f"M{t}"]}))
+    print(table({folder.name: entry}))
     for row in rows[:2]:
         print(f"    {row['question']}\n      greedy: {' '.join(row['greedy'].split())}   (gold {row['gold']})")
 
 
-def join(device: torch.device, always: bool = False) -> None:
-    """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision.
-
-    always: a single CPU process too is a group of one.
-    """
+def join(device: torch.device) -> None:
+    """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision."""
     launched = dist.is_torchelastic_launched()
-    if not (launched or always or device.type == "cuda"):
+    if not launched and device.type != "cuda":
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -625,8 +610,8 @@ def join(device: torch.device, always: bool = False) -> None:
 def run_rounds(options: Options, task: Task, run: Path) -> None:
     """M_0 → M_1 → … in the run's folder, each evaluated, and the table of all."""
     print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
-    evaluate_round(options.model, run, task, options, 0)
-    source: str | Path = options.model
+    source = Path(options.model)
+    evaluate_round(source, run / "M0", task, options)
     for t in range(1, options.rounds + 1):
         folder = run / f"M{t}"
         if not shared((folder / "model").exists()):
@@ -635,16 +620,17 @@ def run_rounds(options: Options, task: Task, run: Path) -> None:
             shutil.rmtree(folder / "epochs", ignore_errors=True)  # those that were not chosen
             forget_progress(folder)
         source = folder / "model"
-        evaluate_round(source, run, task, options, t)
-    results = read_json(run / "results.json", "")
+        evaluate_round(source, folder, task, options)
+    results = read_json(run / "results.json")
     print(f"\n{task.name}, accuracy in % ± standard error over the test problems, self-consistency of {options.k}\n"
           f"{table(results)}\nmodels in {run}/M*/model, numbers in {run}/results.json, every stage in {run}/M*/*.jsonl")
 
 
 def check_inputs(options: Options, task: Task) -> None:
     """Read every file and folder that some stage will need: a broken line shows now, not after hours."""
-    for path in filter(None, (options.problems, options.test, options.dev)):
+    for path in (options.problems, *filter(None, (options.test, options.dev))):
         read_problems(path, task)
+    check_checkpoint(options.model, options.chat, Llama, "--model")
     if options.supervision == "reward":
         check_checkpoint(options.reward_model, "auto", RewardModel, "--reward-model")
     if options.writer:

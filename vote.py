@@ -22,6 +22,7 @@ import textwrap
 import typing
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -147,23 +148,26 @@ def extract_answer(text: str, task: str) -> str | None:
     return EXTRACTORS[task](text)
 
 
+def canonical(answer: str | None, task: str) -> str | None:
+    """The canonical spelling of an answer as somebody wrote it; a canonical one stays as it is."""
+    spell = {extract_number: canonical_number, extract_formula: canonical_formula}.get(EXTRACTORS[task], str)
+    return None if answer is None else spell(answer) or answer
+
+
 def same_answer(a: str | None, b: str | None, task: str) -> bool:
-    """Whether two answers are equal, canonical or as somebody wrote them. None equals nothing, not even None."""
-    if a is None or b is None:
-        return False
-    if a == b:
-        return True
-    canonical = {extract_number: canonical_number, extract_formula: canonical_formula}.get(EXTRACTORS[task])
-    return canonical is not None and canonical(a) is not None and canonical(a) == canonical(b)
+    """Whether two answers are equal, however spelt. None equals nothing, not even None."""
+    return a is not None and canonical(a, task) == canonical(b, task)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Voting
 
 
-def count_votes(answers: list[str | None], task: str) -> list[int]:
-    """V(y) of each response (section 2): how many of the k responses give its answer, itself included; 0 for None."""
-    return [sum(same_answer(answer, other, task) for other in answers) for answer in answers]
+def count_votes(answers: Sequence[str | None], task: str, k: int | None = None) -> list[int]:
+    """V(y) of each response (section 2): how many of the first k, or of all, give its answer; 0 for None."""
+    spelt = [canonical(answer, task) for answer in answers]
+    ballots = Counter(spelt[:k])
+    return [0 if answer is None else ballots[answer] for answer in spelt]
 
 
 def response_answers(row: dict, task: str) -> list[str | None]:
@@ -222,6 +226,19 @@ def read_jsonl(path: str | Path, required: tuple[str, ...] = (),
     return rows
 
 
+def read_json(path: Path) -> dict:
+    """The JSON object in a file, {} if there is no such file. Raises InputError where it is broken."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
 def read_responses(path: str | Path) -> list[dict]:
     """The lines of a `responses.jsonl`, made by this project or elsewhere; `id` is the line's number if it has none."""
     def complaint(row: dict) -> str | None:
@@ -269,19 +286,16 @@ def parse_options(options: type, description: str, argv: list[str] | None = None
     """An instance of the dataclass `options` from the command line. A field without default is positional."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in fields(options):
-        text = f.metadata.get("help", "").replace("%", "%%")
-        kinds = [kind for kind in typing.get_args(f.type) if kind is not type(None)] if f.default is None else []
-        kind = kinds[0] if kinds else f.type  # `int | None` is read as an int
+        flag, text = f"--{f.name.replace('_', '-')}", f.metadata["help"].replace("%", "%%")
+        kind = typing.get_args(f.type)[0] if f.default is None else f.type  # `int | None` is read as an int
         if f.default is MISSING:
             parser.add_argument(f.name, type=kind, help=text)
         elif kind is bool:
-            parser.add_argument(f"--{f.name.replace('_', '-')}", action="store_true", help=text)
+            parser.add_argument(flag, action="store_true", help=text)
         else:
-            several = typing.get_origin(kind) is tuple
-            shown = "the task's" if f.default is None else f.default
-            parser.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, nargs="+" if several else None,
-                                type=typing.get_args(kind)[0] if several else kind, metavar=f.name.upper(),
-                                help=f"{text} (default: {shown})")
+            several, shown = typing.get_origin(kind) is tuple, "the task's, if any" if f.default is None else f.default
+            parser.add_argument(flag, default=f.default, nargs="+" if several else None, metavar=f.name.upper(),
+                                type=typing.get_args(kind)[0] if several else kind, help=f"{text} (default: {shown})")
     values = vars(parser.parse_args(argv))
     return options(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
@@ -319,7 +333,7 @@ def run_script(main: typing.Callable[[], None]) -> None:
 
 @dataclass
 class Options:
-    responses: str = field(metadata={"help": "a responses.jsonl file: one problem a line, with its k `responses`"})
+    responses: str = option(MISSING, "a responses.jsonl file: one problem a line, with its k `responses`")
     task: str = option("toy", f"whose answers to extract: {', '.join(EXTRACTORS)}")
     limit: int = option(5, "problems to show; 0 shows all")
 

@@ -26,12 +26,11 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import CHUNK, Llama, memory, rank_and_size  # noqa: E402
+from model import Llama, memory, rank_and_size  # noqa: E402
 from sample import generate, usable_device  # noqa: E402
 from scpo import accumulate  # noqa: E402
 from train import GIB, Speed, free_memory, join  # noqa: E402
@@ -98,8 +97,7 @@ class Countable(Llama):
 
     def forward(self, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
         states = self.model(tokens)[:, prompt - 1 : -1].flatten(0, 1)  # (N, C)
-        parts = zip(states.split(CHUNK), tokens[:, prompt:].flatten().split(CHUNK))
-        return torch.cat([checkpoint(self.token_logps, *part, use_reentrant=False) for part in parts])  # (N,)
+        return self.token_logps(states, tokens[:, prompt:].flatten())  # (N,)
 
     def to_empty(self, *, device: torch.device) -> Self:
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -143,7 +141,9 @@ def main() -> None:
     if o.pretend:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=o.pretend)
     else:
-        join(device, always=True)
+        join(device)
+    if not dist.is_initialized():  # a single CPU process
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     raw = {"model_type": "llama", "vocab_size": o.vocab, "hidden_size": 4096, "intermediate_size": 14336,
            "num_hidden_layers": o.layers, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
            "rope_theta": 500000.0, "tie_word_embeddings": False}

@@ -44,7 +44,7 @@ def main() -> None:
     except ImportError as error:
         raise InputError("transformers, to compare with, is not installed: pip install transformers") from error
     model, text = load_checkpoint(o.model, "plain", "auto", "float32")
-    device = model.model.norm.weight.device
+    device = model.device
     theirs = transformers.LlamaForCausalLM.from_pretrained(o.model, dtype=torch.float32).eval().to(device)
     task = Task.load("toy")
     prompts = [text.encode_prompt(text.prompt(task, p)) for p in read_problems(o.problems, task, o.prompts)]

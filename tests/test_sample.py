@@ -118,13 +118,14 @@ def test_stop_tokens_end_a_response_and_are_not_part_of_it():
     script = np.array([[7, 8, 2, 9], [2, 9, 9, 9], [5, 3, 9, 9], [4, 4, 4, 4], [4, 4, 4, 2]])
     cache, logits = prefill(MODEL, [[0, 5]], 5, 4)
     choose = lambda logits, live, step: torch.tensor(script[live, step])
-    got = sample.decode(MODEL, cache, logits, choose, 4, {2, 3}, None, tqdm(disable=True))
+    got = sample.decode(MODEL, cache, logits, choose, 4, {2, 3}, lambda tokens: False, tqdm(disable=True))
     assert got == [Response([7, 8], True), Response([], True), Response([5], True), Response([4] * 4, False),
                    Response([4] * 3, True)]
 
 
 def test_stopped_ends_a_response_soon_after_it_says_so():
-    free, cut = [sum(run(stop_ids=(), max_new_tokens=16, stopped=s), []) for s in (None, lambda t: len(t) > 4)]
+    free, cut = [sum(run(stop_ids=(), max_new_tokens=16, stopped=s), [])
+                 for s in (lambda t: False, lambda t: len(t) > 4)]
     for a, b in zip(cut, free, strict=True):
         assert a.ended and 4 < len(a.tokens) <= 4 + sample.STOP_TEXT_EVERY and a.tokens == b.tokens[: len(a.tokens)]
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from model import token_logps
-from scpo import (build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, unanimous,
-                  votes_of)
+from scpo import build_pair, choose_gold, choose_pair, choose_reward, collate, pair_weight, scpo_loss, unanimous
+from vote import count_votes
 
 NAMES = ["policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps"]
 
 
 def choose(answers, k=8, tau=0.5, seed=0):
     """(pair, votes, reason)"""
-    votes = votes_of(answers, k, "toy")
-    pair, reason = choose_pair(answers, votes, k, tau, "toy", random.Random(seed))
+    votes = count_votes(answers, "toy", k)
+    pair, reason = choose_pair(answers, votes, k, tau, random.Random(seed))
     return pair, votes, reason
 
 
@@ -73,7 +73,7 @@ def test_threshold_survives_float_rounding():
 def test_even_split_and_unanimity_give_no_pair():
     assert choose(["a"] * 4 + ["b"] * 4)[::2] == (None, "tied")
     assert choose(["a"] * 8)[::2] == (None, "unanimous")
-    assert unanimous(["a"] * 8, "toy") and not unanimous(["a"] * 7 + [None], "toy") and not unanimous([None] * 8, "toy")
+    assert unanimous(["a"] * 8) and not unanimous(["a"] * 7 + [None]) and not unanimous([None] * 8)
 
 
 def test_extra_responses_can_only_be_rejected():
@@ -95,7 +95,7 @@ def test_pair_line_has_everything_trl_and_a_reader_need():
 
 def test_gold_takes_a_right_and_a_wrong_response():
     answers = ["1", "2", None, "1", "3"]
-    choose = lambda answers, gold, seed=0: choose_gold(answers, 5, gold, "toy", random.Random(seed))
+    choose = lambda answers, gold, seed=0: choose_gold(answers, 5, gold, random.Random(seed))
     assert {choose(answers, "1", s)[0] for s in range(200)} == {(c, r) for c in (0, 3) for r in (1, 2, 4)}
     assert [choose(answers, gold) for gold in ("9", None)] == [(None, "none right"), (None, "no gold answer")]
     assert choose(["1"] * 5, "1") == choose(["1"] * 7, "1") == (None, "none wrong")

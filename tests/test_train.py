@@ -174,11 +174,11 @@ def test_accumulation_one_by_four_equals_four_by_one(encoded):
         assert gauge == pytest.approx(gauges[0], rel=1e-4, abs=1e-5)
 
 
-def test_sequence_logps_are_sums_over_the_response_alone(encoded):
+def test_log_probs_of_pairs_are_sums_over_the_response_alone(encoded):
     model = Llama.from_pretrained(TOY / "model")
     sequences = [e["chosen"] for e in encoded] + [e["rejected"] for e in encoded]
     with torch.no_grad():
-        batched = scpo.sequence_logps(model, sequences)
+        batched = torch.cat(scpo.pair_logps(model, encoded))
         for (prompt, response), logp in zip(sequences, batched):
             logits = model(torch.tensor([prompt + response]))[0].double().log_softmax(-1)
             expected = sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(response))

@@ -12,6 +12,7 @@ Letters in shape comments
     N  response tokens of all rows
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from vote import InputError, read_json
+
+# On H100s PyTorch prefers cuDNN's attention, which makes a plan for every new length: in decoding, at every step.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 CHUNK = 1024  # response tokens whose logits exist at once: at a vocabulary of 128,256 half a gigabyte in fp32
 SHARD = 5 * 10**9  # bytes of one safetensors file; a larger checkpoint is split and gets an index
@@ -99,8 +103,9 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` (a long tensor): one row repeated shares its prompt among samples, one left out is dropped."""
-        self.keys = [k.index_select(0, rows) for k in self.keys]
-        self.values = [v.index_select(0, rows) for v in self.values]
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):  # one after the other, so that no second cache is needed
+                tensors[layer] = tensor.index_select(0, rows)
         self.lengths = self.lengths.index_select(0, rows)
 
     def append(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, seen: int) -> tuple[Tensor, Tensor]:
@@ -133,6 +138,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+# Of a call's insides nothing is kept for the backward pass, which makes them again. Nothing here draws random numbers.
+recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -140,8 +149,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()  # the mean of squares overflows half precision
-        return self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        # In fp32 inside, whatever x is; the weight outside, where Hugging Face has it: in bf16 the order shows.
+        return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
 class Attention(nn.Module):
@@ -232,7 +241,7 @@ class Body(nn.Module):
         rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer, block in enumerate(self.layers):
             again = self.recompute and torch.is_grad_enabled()
-            x = checkpoint(block, x, rope, place, layer, use_reentrant=False) if again else block(x, rope, place, layer)
+            x = recomputed(block, x, rope, place, layer) if again else block(x, rope, place, layer)
         if cache is not None:
             cache.lengths = cache.lengths + tokens.shape[1]
         return self.norm(x)
@@ -336,8 +345,8 @@ class Llama(Checkpoint):
         tokens (B, T); targets (B, T) bool marks the response. Other positions are not projected to the vocabulary, and
         the logits of no more than CHUNK exist at once, in the backward pass too, where they are computed again.
         """
+        row, position = targets.nonzero(as_tuple=True)  # (N,) each; first, as it waits for the device
         hidden = self.model(tokens)  # (B, T, C)
-        row, position = targets.nonzero(as_tuple=True)  # (N,) each
         states, wanted = hidden[row, position - 1], tokens[row, position]  # (N, C), (N,): predicted one before
         sums = torch.zeros(len(tokens), device=tokens.device)  # (B,)
         return sums.index_add(0, row, self.token_logps(states, wanted))
@@ -346,7 +355,7 @@ class Llama(Checkpoint):
         """log p of each target (N,) after its final hidden state (N, C), in nats: (N,) fp32."""
         of_chunk = lambda hidden, targets: token_logps(self.head(hidden), targets)
         parts = zip(hidden.split(CHUNK), targets.split(CHUNK))
-        return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])
+        return torch.cat([recomputed(of_chunk, *part) for part in parts])
 
     @classmethod
     def empty_sharded(cls, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Self:
@@ -467,12 +476,16 @@ def memory(model: Llama, dtype: torch.dtype, ranks: int, *, prompt: int, respons
                   gradients(0) + whole + activations + on_its_way,  # of the last block
                   gradients(blocks - block) + whole + inside + on_its_way,  # of the first
                   gradients(blocks) + (width + 4 + 4 / ranks) * root)  # of all that is no block
-    slots = rows * (prompt + response) * layers * 2 * config.num_key_value_heads * config.head_dim
+    cache = width * rows * (prompt + response) * layers * 2 * config.num_key_value_heads * config.head_dim
+    cache *= 1 + 1 / (2 * layers)  # dropping rows copies it tensor by tensor
+    # Of `rows` prompts at once, as greedy answers have them, or of a step's logits and what is made of them.
+    passing = rows * max(width * prompt * 3 * (config.hidden_size + config.intermediate_size),
+                         config.vocab_size * (width + 4 * 4))
     return {"weights, fp32": weights, "optimiser, 2 x fp32": 2 * weights,
             "gradients, fp32": max(gradients(0), gradients(total)), "put together": whole, "activations": activations,
             "logits of a chunk": logits, "training, at most": 3 * weights + highest,
-            "sampling: weights": width * total, "sampling: cache": 1.5 * width * slots,  # dropping rows copies it
-            "sampling, at most": width * (total + 1.5 * slots)}
+            "sampling: weights": width * total, "sampling: cache": cache, "sampling: in passing": passing,
+            "sampling, at most": width * total + cache + passing}
 
 
 def training_flops(model: Llama, sequences: Sequence[tuple[list[int], list[int]]]) -> float:

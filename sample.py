@@ -40,6 +40,7 @@ Loaded = TypeVar("Loaded", bound=Checkpoint)
 NUCLEUS = 1024  # likeliest tokens looked at first; only if they hold less than top_p is the whole vocabulary sorted
 DROP_BELOW = 7 / 8  # of the rows unfinished: dropping copies the cache, so not for every single row that ends
 STOP_TEXT_EVERY = 8  # tokens between two looks for a stop string, since looking decodes every row
+STOP_TEXT_IN = 40  # last tokens that are looked at
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From logits to tokens
@@ -103,7 +104,7 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
                          "problems")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
     size = max(1, rows // k)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = [order[start : start + size] for start in range(0, len(order), size)][::-1]  # what needs most, first
     rank, ranks = rank_and_size()
     responses: dict[int, list[Response]] = {}
     with tqdm(desc=progress, unit="tok", unit_scale=True, disable=not progress or rank > 0, leave=False) as bar:
@@ -114,6 +115,7 @@ def generate(model: Llama, prompts: list[list[int]], k: int, *, max_new_tokens: 
             choose = lambda logits, live, step: next_token(
                 logits, torch.from_numpy(uniforms[live, step]).to(logits.device), temperature, top_p)
             decoded = decode(model, cache, logits, choose, max_new_tokens, set(stop_ids), stopped, bar)
+            del cache, logits  # before the next batch makes its own
             for place, i in enumerate(batch):
                 responses[i] = decoded[place * k : (place + 1) * k]
             bar.set_postfix_str(f"{len(responses)}/{sum(map(len, batches[rank::ranks]))} prompts")
@@ -135,9 +137,11 @@ def prefill(model: Llama, prompts: list[list[int]], k: int, max_new_tokens: int)
     hidden = model.model(tokens.to(device), cache)  # (P, T, C)
     cache.lengths = lengths  # what padding wrote lies beyond: never seen, later overwritten
     logits = model.head(hidden[torch.arange(len(prompts), device=device), lengths - 1])  # (P, V)
-    share = torch.arange(len(prompts), device=device).repeat_interleave(k)  # (R,)
-    cache.select(share)
-    return cache, logits[share]
+    if k > 1:
+        share = torch.arange(len(prompts), device=device).repeat_interleave(k)  # (R,)
+        cache.select(share)
+        logits = logits[share]
+    return cache, logits
 
 
 def decode(model: Llama, cache: KVCache, logits: Tensor, choose: Callable, max_new_tokens: int, stop_ids: set[int],
@@ -345,7 +349,7 @@ def answer_problems(model: Llama, text: Text, task: Task, problems: list[dict], 
     stops = task.stop if text.chat == "plain" else ()
     prompts = [text.prompt(task, p) for p in problems]
     sampled = generate(model, [text.encode_prompt(p) for p in prompts], k, stop_ids=text.stop_ids, **how,
-                       stopped=lambda tokens: any(s in text.decode(tokens) for s in stops))
+                       stopped=lambda tokens: any(s in text.decode(tokens[-STOP_TEXT_IN:]) for s in stops))
     rows = []
     for problem, prompt, responses in zip(problems, prompts, sampled):
         texts, ended = [], []

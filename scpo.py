@@ -194,11 +194,14 @@ def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
 # lists each, and the "weight" and reference log-probs of its line in pairs.jsonl.
 
 
+def sequences(batch: list[dict]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, response) of the chosen responses, then of the rejected ones that there are."""
+    return [e["chosen"] for e in batch] + [e["rejected"] for e in batch if "rejected" in e]
+
+
 def pair_logps(model: Llama, batch: list[dict]) -> tuple[Tensor, Tensor]:
     """log M(y+|x) and log M(y-|x) of encoded pairs, in nats, fp32, (B,) each; the second is empty for LMSI."""
-    sequences = [e["chosen"] for e in batch] + [e["rejected"] for e in batch if "rejected" in e]
-    device = model.device
-    logps = model.response_logps(*(x.to(device) for x in collate(sequences)))  # (R,)
+    logps = model.response_logps(*(x.to(model.device) for x in collate(sequences(batch))))  # (R,)
     return logps[: len(batch)], logps[len(batch) :]
 
 
@@ -227,30 +230,30 @@ def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float
     Each micro-batch's sum is divided by the pairs of the whole batch, so any split, over time or over ranks, gives the
     same gradient. Ranks exchange gradients once, after the last micro-batch.
     """
-    totals: dict[str, float] = {}
-    ranks, parts = rank_and_size()[1], share_out(batch, micro_batch)
+    # Alike lengths share a micro-batch, which then has little padding.
+    batch = sorted(batch, key=lambda e: max(len(p) + len(r) for p, r in sequences([e])), reverse=True)
+    ranks, parts, sums = rank_and_size()[1], share_out(batch, micro_batch), []
     for i, part in enumerate(parts):
-        used = part or batch[:1]  # a rank without a pair computes along, for nothing
-        column = lambda name: torch.tensor([e[name] for e in used], device=model.device)
+        used = part or batch[-1:]  # a rank without a pair computes along, for nothing
+        column = lambda values: torch.tensor(list(values), device=model.device)  # (B,)
+        lengths, weights = column(len(e["chosen"][1]) for e in used), column(e["weight"] for e in used)
         if ranks > 1:
             model.set_requires_gradient_sync(i + 1 == len(parts))
         with precision(model, dtype):
             chosen, rejected = pair_logps(model, used)  # (B,) each
-        lengths = torch.tensor([len(e["chosen"][1]) for e in used], device=chosen.device)  # (B,)
         nll = nll_loss(chosen, lengths)  # (B,)
         gauges = {"loss": nll, "nll": nll, "chosen_logp": chosen}  # all there is without a rejected response
         if len(rejected):
-            losses, chosen_rewards, rejected_rewards = scpo_loss(
-                chosen, rejected, column("reference_chosen_logp"), column("reference_rejected_logp"), lengths,
-                column("weight"), beta, alpha)
+            references = (column(e[f"reference_{side}_logp"] for e in used) for side in ("chosen", "rejected"))
+            losses, chosen_rewards, rejected_rewards = scpo_loss(chosen, rejected, *references, lengths, weights, beta,
+                                                                 alpha)
             gauges |= {"loss": losses, "rejected_logp": rejected, "chosen_reward": chosen_rewards,
                        "rejected_reward": rejected_rewards, "margin": chosen_rewards - rejected_rewards,
                        "accuracy": (chosen_rewards > rejected_rewards).float()}
         (gauges["loss"].sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
-        sums = torch.stack([values.detach().sum() for values in gauges.values()]).tolist()  # one wait for the device
-        for name, value in zip(gauges, sums):
-            totals[name] = totals.get(name, 0.0) + (value / len(batch) if part else 0.0)
-    return summed(totals)
+        sums.append(torch.stack([values.detach().sum() for values in gauges.values()]) * bool(part))
+    means = torch.stack(sums).cpu().double().sum(0) / len(batch)  # here, once a step, is the device waited for
+    return summed(dict(zip(gauges, means.tolist())))
 
 
 def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:

@@ -31,6 +31,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -50,7 +51,8 @@ from eval import (CHOICES, CHOSEN_BY, EVALUATION, RewardModel, best_epoch, evalu
 from model import Llama, after_first, gathered, memory, rank_and_size, shared, summed, training_flops
 from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_checkpoint, context_length,
                     load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
-from scpo import SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, share_out, unanimous
+from scpo import (SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, sequences, share_out,
+                  unanimous)
 from vote import (InputError, check_options, option, parse_options, read_json, read_jsonl, response_answers,
                   run_script, show_votes, write_jsonl, write_text)
 
@@ -164,9 +166,11 @@ def alone(run: Path) -> Iterator[Path]:
     with open(run / "lock", "a") as file:  # "w" would touch it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"--out {run}: another process is at work there; wait for it, or choose another --out"
                              ) from error
+        except OSError:
+            pass  # some network file systems have no locks
         yield run
 
 
@@ -334,7 +338,9 @@ def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, 
     beside = place.with_name(place.name + ".part")
     if first:
         shutil.rmtree(beside, ignore_errors=True)
-    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=beside)
+    # A file per tensor: of one file per rank all would be held in memory until its end.
+    files = dcp.FileSystemWriter(beside, single_file_per_rank=False, thread_count=4)
+    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), storage_writer=files)
     if first:
         write_jsonl(beside / "log.jsonl", log)
         beside.rename(place)
@@ -372,9 +378,8 @@ class Speed:
         self.peak_flops = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
 
     def add(self, model: Llama, batch: list[dict]) -> None:
-        sequences = [pair[side] for pair in batch for side in ("chosen", "rejected") if side in pair]
-        self.tokens += sum(len(prompt) + len(response) for prompt, response in sequences)
-        self.flops += training_flops(model, sequences)
+        self.tokens += sum(len(prompt) + len(response) for prompt, response in sequences(batch))
+        self.flops += training_flops(model, sequences(batch))
 
     def gauges(self) -> dict[str, str]:
         seconds = time.time() - self.started
@@ -425,8 +430,8 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
             gauges = accumulate(model, batch, micro_batch=options.micro_batch, beta=options.beta, alpha=options.alpha,
                                 dtype=options.dtype)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             optimizer.step()
+            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
             log.append({"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr, "grad_norm": norm, **gauges})
             bar.update(len(batch))
             speed.add(model, batch)
@@ -449,7 +454,7 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
 def save_model(model: Llama, source: Path, folder: Path) -> None:
     """Write M_t as a checkpoint folder with the tokenizer files of its source; it appears under its name when whole."""
     beside, first = folder.with_name(folder.name + ".part"), rank_and_size()[0] == 0
-    if shared(folder.exists()):  # of the same epoch, before a stop
+    if there(folder):  # of the same epoch, before a stop
         return
     if first:
         shutil.rmtree(beside, ignore_errors=True)
@@ -495,9 +500,14 @@ def choose_epoch(source: Path, folder: Path, task: Task, options: Options, t: in
 # The loop
 
 
+def there(path: Path) -> bool:
+    """Whether the first rank sees it: a network file system may keep another's "no" for a while."""
+    return shared(rank_and_size()[0] == 0 and path.exists())
+
+
 def stage(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
     """The lines of a stage's file. If it is not there yet all ranks make them together, and the first writes it."""
-    if shared(path.exists()):
+    if there(path):
         print(f"{path}: there already, kept")
         return read_jsonl(path)
     rows = make()
@@ -552,7 +562,7 @@ def optimise_round(source: Path, folder: Path, responses: list[dict], rewards: l
 
     save = lambda epoch: save_model(model, source, folder / f"epochs/{epoch}")
     pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
-    if not shared((folder / f"epochs/{options.epochs}").exists()) and rank_and_size()[0] == 0:
+    if not there(folder / f"epochs/{options.epochs}") and rank_and_size()[0] == 0:
         (folder / "log.jsonl").unlink(missing_ok=True)  # of a model that was deleted since: train it again
     stage(folder / "log.jsonl", lambda: optimise(model, text, pairs, options, t, folder, save))
     return pairs
@@ -563,9 +573,9 @@ def train_round(source: Path, folder: Path, task: Task, options: Options, t: int
     started, rewards = time.time(), []
     problems = stage(folder / "problems.jsonl", lambda: make_problems(source, task, options, t))
     responses = stage(folder / "responses.jsonl", lambda: make_responses(source, task, problems, options, t))
-    free_memory()  # of whole models in few bits: training begins with its own
     if options.supervision == "reward":
         rewards = stage(folder / "rewards.jsonl", lambda: make_rewards(responses, options, t))
+    free_memory()  # of whole models in few bits: training begins with its own
     pairs = optimise_round(source, folder, responses, rewards, task, options, t)
     free_memory()
     best = choose_epoch(source, folder, task, options, t)
@@ -578,7 +588,7 @@ def train_round(source: Path, folder: Path, task: Task, options: Options, t: int
 def evaluate_round(source: Path, folder: Path, task: Task, options: Options) -> None:
     """Stage 6: the round's model on the test problems."""
     started = time.time()
-    if options.test is None or shared((folder / "eval.json").exists()):
+    if options.test is None or there(folder / "eval.json"):
         return
     model, text = load_checkpoint(source, options.chat, options.device, options.dtype)
     rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
@@ -614,7 +624,7 @@ def run_rounds(options: Options, task: Task, run: Path) -> None:
     evaluate_round(source, run / "M0", task, options)
     for t in range(1, options.rounds + 1):
         folder = run / f"M{t}"
-        if not shared((folder / "model").exists()):
+        if not there(folder / "model"):
             train_round(source, folder, task, options, t)
         if rank_and_size()[0] == 0:
             shutil.rmtree(folder / "epochs", ignore_errors=True)  # those that were not chosen
@@ -646,16 +656,29 @@ def main() -> None:
     task = Task.load(options.task)
     options = complete(options, task)
     join(usable_device(options.device))
-    try:
-        check_inputs(options, task)
-        if options.dry_run:
-            return budget(options, task)
+    check_inputs(options, task)
+    if options.dry_run:
+        budget(options, task)
+    else:
         with alone(open_run(options)) as run:
             run_rounds(options, task, run)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def main_of_rank() -> None:
+    """`main` as a script; a rank that fails among others ends at once, since NCCL's farewell would wait for them."""
+    try:
+        run_script(main)
+    except BaseException as error:
+        if rank_and_size()[1] == 1:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) else 1)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main_of_rank()

@@ -1,6 +1,6 @@
 """Llama-3 8B with random weights: does a step of ScPO fit, as `--dry-run` says, and how fast are it and sampling?
 
-    python bench/llama8b.py --recompute --micro-batch 2 --micro-batches 8     # one H200: 16 pairs a step, as the paper
+    python bench/llama8b.py --recompute --micro-batch 8 --micro-batches 2     # one H200: 16 pairs a step, as the paper
     torchrun --nproc-per-node 8 bench/llama8b.py --recompute --micro-batch 2  # eight GPUs
     python bench/llama8b.py --layers 2 --vocab 32768 --sample 0               # what a laptop can hold of it
     python bench/llama8b.py --pretend 8 --recompute --micro-batch 2           # all of it, on 8 ranks that are not there
@@ -30,7 +30,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import Llama, memory, rank_and_size  # noqa: E402
+from model import Llama, RMSNorm, memory, rank_and_size  # noqa: E402
 from sample import generate, usable_device  # noqa: E402
 from scpo import accumulate  # noqa: E402
 from train import GIB, Speed, free_memory, join  # noqa: E402
@@ -125,14 +125,19 @@ def sample_responses(o: Options, folder: Path, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model = Llama.on_meta(folder).to(getattr(torch, o.dtype)).to_empty(device=device).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.02)
-    prompts = [[i % 100 + 1] * o.prompt for i in range(o.sample)]
+    for name, p in model.named_parameters():  # logits so wide that a few tokens hold top_p, as in a trained model
+        torch.nn.init.normal_(p, std=0.1 if name == "lm_head.weight" else 0.02)
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            torch.nn.init.ones_(module.weight)
+    rows = 8 * o.sample  # on each rank
+    prompts = [[i % 100 + 1] * o.prompt for i in range(o.sample * rank_and_size()[1])]
     started = time.time()
-    generate(model, prompts, 8, max_new_tokens=o.response, rows=8 * o.sample, progress="sampling")
+    generate(model, prompts, 8, max_new_tokens=o.response, rows=rows, progress="sampling")
     seconds = time.time() - started
-    print(f"sampling, {o.sample} prompts x 8: {o.sample * 8 * o.response / seconds:.0f} tok/s on each rank, "
-          f"{taken(device) / GIB:.2f} GiB")
+    if rank_and_size()[0] == 0:
+        print(f"sampling, {o.sample} prompts x 8: {rows * o.response / seconds:.0f} tok/s on each rank, "
+              f"{taken(device) / GIB:.2f} GiB")
 
 
 def main() -> None:

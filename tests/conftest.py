@@ -1,9 +1,12 @@
 """What the tests share: tiny random Llamas and a checkpoint folder around one, with a tokenizer."""
 
 import json
+import os
 import string
 import sys
 from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit for bit is asked here, and several processes on one machine
 
 import pytest
 import torch

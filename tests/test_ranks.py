@@ -195,7 +195,7 @@ def test_budget_of_the_8b_shape():
         assert kinds["weights, fp32"] == kinds["gradients, fp32"] == 4 * total / ranks
         assert kinds["optimiser, 2 x fp32"] == 8 * total / ranks
         assert kinds["sampling: weights"] == 2 * total
-        assert kinds["sampling: cache"] == 1.5 * 64 * 754 * 32 * 2 * 8 * 128 * 2
+        assert kinds["sampling: cache"] == (1 + 1 / 64) * 64 * 754 * 32 * 2 * 8 * 128 * 2
         assert kinds["training, at most"] > 4 * kinds["weights, fp32"]
     accumulating = memory(model, torch.bfloat16, 2, micro_batch=1, **how)
     assert accumulating["gradients, fp32"] == 4 * total  # whole until they are exchanged

@@ -62,8 +62,8 @@ class Options(SamplingOptions):
     task: str = option("toy", "folder of tasks/: prompts, answer format and the defaults below")
     model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
     problems: str | None = option(None, "JSON lines as the task's publisher ships them; answers are not read")
-    test: str | None = option(None, "the same with answers, for the evaluation alone")
-    dev: str | None = option(None, "the same, to choose an epoch by; answers are read only for --choose dev")
+    test: str | None = option(None, "problems with answers, for the evaluation alone")
+    dev: str | None = option(None, "problems to choose an epoch by; their answers are read only for --choose dev")
     out: str | None = option(None, "folder of the run, runs/TASK if not given; the same one again goes on after a stop")
     rounds: int = option(2, "rounds; M_t is trained on samples of M_{t-1} (paper: 2, a third adds little)")
     k: int | None = option(None, "responses per problem, which vote (paper: 8; ZebraLogic 16)")
@@ -214,15 +214,15 @@ def budget(options: Options, task: Task) -> None:
               f"{asked * options.k * options.max_new_tokens / 1e6:.1f}M tokens; up to {steps} steps of "
               f"{options.batch_size} pairs")
     device, mine = usable_device(options.device), needs[rank_and_size()[1]]
-    there = torch.cuda.get_device_properties(device).total_memory - CONTEXT if device.type == "cuda" else \
+    room = torch.cuda.get_device_properties(device).total_memory - CONTEXT if device.type == "cuda" else \
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     for name, change in (
             ("training", "more ranks, --recompute, a smaller --micro-batch or --max-new-tokens"),
             ("sampling", "--dtype bfloat16, smaller --rows or --max-new-tokens")):
-        if mine[f"{name}, at most"] > there:
+        if mine[f"{name}, at most"] > room:
             raise InputError(f"--dry-run: {name} needs {mine[f'{name}, at most'] / GIB:.1f} GiB per rank, {device} has "
-                             f"{there / GIB:.1f}; try {change}")
-    print(f"fits in {device}, which has {there / GIB:.1f} GiB")
+                             f"{room / GIB:.1f}; try {change}")
+    print(f"fits in {device}, which has {room / GIB:.1f} GiB")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

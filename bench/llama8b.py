@@ -1,7 +1,7 @@
 """Llama-3 8B with random weights: does a step of ScPO fit, as `--dry-run` says, and how fast are it and sampling?
 
     python bench/llama8b.py --recompute --micro-batch 8 --micro-batches 2     # one H200: 16 pairs a step, as the paper
-    torchrun --nproc-per-node 8 bench/llama8b.py --recompute --micro-batch 2  # eight GPUs
+    torchrun --nproc-per-node 8 bench/llama8b.py --micro-batch 2              # eight GPUs
     python bench/llama8b.py --layers 2 --vocab 32768 --sample 0               # what a laptop can hold of it
     python bench/llama8b.py --pretend 8 --recompute --micro-batch 2           # all of it, on 8 ranks that are not there
 

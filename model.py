@@ -116,6 +116,25 @@ class KVCache:
         return self.keys[layer][:, :, :seen], self.values[layer][:, :, :seen]
 
 
+@dataclass
+class Place:
+    """Where the T new tokens of a cached call stand: the same for every layer, so worked out once."""
+
+    cache: KVCache
+    positions: Tensor  # (B, T)
+    seen: int  # S, slots that any row can see
+    mask: Tensor  # (B, 1, H/K · T, S), True where a query may look
+
+    @classmethod
+    def after(cls, cache: KVCache, new: int, config: Config) -> "Place":
+        positions = cache.lengths[:, None] + torch.arange(new, device=cache.lengths.device)  # (B, T)
+        seen = int(positions.max()) + 1
+        slots = torch.arange(seen, device=positions.device)  # (S,)
+        mask = (slots <= positions[:, :, None])[:, None]  # (B, 1, T, S)
+        group = config.num_attention_heads // config.num_key_value_heads
+        return cls(cache, positions, seen, mask.repeat(1, 1, group, 1))
+
+
 def rope_frequencies(config: Config, device: torch.device) -> Tensor:
     """Angle per position of each pair of features, (D/2,), fp32. Llama 3.1's scaling slows the slow ones further."""
     exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim  # (D/2,)
@@ -163,7 +182,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, pairs, bias=config.attention_bias)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: "Place | None", layer: int) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: Place | None, layer: int) -> Tensor:
         q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), *rope)  # (B, T, H, D)
         k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rope)  # (B, T, K, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, K, D)
@@ -197,28 +216,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: "Place | None", layer: int) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], place: Place | None, layer: int) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, place, layer)  # (B, T, C)
         return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, C)
-
-
-@dataclass
-class Place:
-    """Where the T new tokens of a cached call stand: the same for every layer, so worked out once."""
-
-    cache: KVCache
-    positions: Tensor  # (B, T)
-    seen: int  # S, slots that any row can see
-    mask: Tensor  # (B, 1, H/K · T, S), True where a query may look
-
-    @classmethod
-    def after(cls, cache: KVCache, new: int, config: Config) -> "Place":
-        positions = cache.lengths[:, None] + torch.arange(new, device=cache.lengths.device)  # (B, T)
-        seen = int(positions.max()) + 1
-        slots = torch.arange(seen, device=positions.device)  # (S,)
-        mask = (slots <= positions[:, :, None])[:, None]  # (B, 1, T, S)
-        group = config.num_attention_heads // config.num_key_value_heads
-        return cls(cache, positions, seen, mask.repeat(1, 1, group, 1))
 
 
 class Body(nn.Module):

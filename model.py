@@ -193,7 +193,7 @@ class Attention(nn.Module):
             k, v = place.cache.append(layer, k, v, place.positions, place.seen)  # (B, K, S, D)
             # PyTorch's fast kernels take a mask or grouped queries, not both: the H/K queries of a group become rows.
             grouped = q.reshape(len(q), k.shape[1], -1, self.head_dim)  # (B, K, H/K · T, D)
-            y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=place.mask).view_as(q)  # (B, H, T, D)
+            y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=place.mask).reshape_as(q)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 

@@ -409,7 +409,7 @@ def write_problems(model: Llama, text: Text, task: Task, problems: list[dict], c
 class SamplingOptions:
     """What sample.py, eval.py and train.py share. None stands for the task's own value."""
 
-    task: str = option("toy", "folder of tasks/ with the prompts")
+    task: str = option("toy", "folder of tasks/: prompts, and values for most options without a default")
     model: str | None = option(None, "checkpoint folder in Hugging Face's Llama layout")
     problems: str | None = option(None, "JSON lines as the task's publisher ships them")
     k: int | None = option(None, "responses per problem")

@@ -237,6 +237,8 @@ def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float
         used = part or batch[-1:]  # a rank without a pair computes along, for nothing
         column = lambda values: torch.tensor(list(values), device=model.device)  # (B,)
         lengths, weights = column(len(e["chosen"][1]) for e in used), column(e["weight"] for e in used)
+        references = [column(e[f"reference_{side}_logp"] for e in used)  # now: a copy waits for what the device does
+                      for side in ("chosen", "rejected") if "rejected" in used[0]]
         if ranks > 1:
             model.set_requires_gradient_sync(i + 1 == len(parts))
         with precision(model, dtype):
@@ -244,7 +246,6 @@ def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float
         nll = nll_loss(chosen, lengths)  # (B,)
         gauges = {"loss": nll, "nll": nll, "chosen_logp": chosen}  # all there is without a rejected response
         if len(rejected):
-            references = (column(e[f"reference_{side}_logp"] for e in used) for side in ("chosen", "rejected"))
             losses, chosen_rewards, rejected_rewards = scpo_loss(chosen, rejected, *references, lengths, weights, beta,
                                                                  alpha)
             gauges |= {"loss": losses, "rejected_logp": rejected, "chosen_reward": chosen_rewards,
@@ -252,7 +253,7 @@ def accumulate(model: Llama, batch: list[dict], *, micro_batch: int, beta: float
                        "accuracy": (chosen_rewards > rejected_rewards).float()}
         (gauges["loss"].sum() * (ranks if part else 0) / len(batch)).backward()  # FSDP takes the mean over the ranks
         sums.append(torch.stack([values.detach().sum() for values in gauges.values()]) * bool(part))
-    means = torch.stack(sums).cpu().double().sum(0) / len(batch)  # here, once a step, is the device waited for
+    means = torch.stack(sums).cpu().double().sum(0) / len(batch)  # one copy from the device
     return summed(dict(zip(gauges, means.tolist())))
 
 

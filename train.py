@@ -59,7 +59,7 @@ from vote import (InputError, check_options, option, parse_options, read_json, r
 
 @dataclass
 class Options(SamplingOptions):
-    task: str = option("toy", "folder of tasks/: prompts, answer format and the defaults below")
+    task: str = option("toy", "folder of tasks/: prompts, answer format, values for most options without a default")
     model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
     problems: str | None = option(None, "JSON lines as the task's publisher ships them; answers are not read")
     test: str | None = option(None, "problems with answers, for the evaluation alone")
@@ -90,7 +90,6 @@ class Options(SamplingOptions):
                                     "third more time for a fraction of the memory")
     checkpoint_every: int = option(200, "optimiser steps between two copies of weights and optimiser on disk")
     clip: float = option(1.0, "largest norm of the gradient")
-    limit: int | None = option(None, "only the first training and test problems, for a quick look")
     seed: int = option(0, "of sampling, ties and order of the pairs")
     dtype: str = option("float32", "of sampling and of matrix products: float32, bfloat16; trained weights are float32")
     dry_run: bool = option(False, "show what memory and how many tokens a round will take, and stop")
@@ -443,6 +442,7 @@ def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: i
             if (step + 1) % options.checkpoint_every == 0 or stopping:
                 save_progress(folder, model, optimizer, log)
             if stopping:
+                summed({})  # all have come here: the first to leave must not take a connection that others still use
                 raise KeyboardInterrupt
     moved = ", ".join(f"{name.replace('_logp', ' log-prob')} {log[0][name]:.3f} → {log[-1][name]:.3f}"
                       for name in ("loss", "chosen_logp", "rejected_logp") if name in log[0])
@@ -488,6 +488,7 @@ def choose_epoch(source: Path, folder: Path, task: Task, options: Options, t: in
             rows.append({"epoch": epoch} | score_epoch(model, text, task, problems, options.choose, k=options.k,
                                                        progress=f"M{t}, epoch {epoch}: dev",
                                                        **sampling(options, *EVALUATION)))
+            del model  # before the next one is loaded
         return rows
 
     rows, name = stage(folder / "epochs.jsonl", scores), CHOSEN_BY[options.choose]

@@ -293,9 +293,9 @@ def parse_options(options: type, description: str, argv: list[str] | None = None
         elif kind is bool:
             parser.add_argument(flag, action="store_true", help=text)
         else:
-            several, shown = typing.get_origin(kind) is tuple, "the task's, if any" if f.default is None else f.default
+            several, shown = typing.get_origin(kind) is tuple, "" if f.default is None else f" (default: {f.default})"
             parser.add_argument(flag, default=f.default, nargs="+" if several else None, metavar=f.name.upper(),
-                                type=typing.get_args(kind)[0] if several else kind, help=f"{text} (default: {shown})")
+                                type=typing.get_args(kind)[0] if several else kind, help=text + shown)
     values = vars(parser.parse_args(argv))
     return options(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 

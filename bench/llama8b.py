@@ -34,7 +34,7 @@ from model import Llama, RMSNorm, memory, rank_and_size  # noqa: E402
 from sample import generate, usable_device  # noqa: E402
 from scpo import accumulate  # noqa: E402
 from train import GIB, Speed, free_memory, join  # noqa: E402
-from vote import option, parse_options, run_script  # noqa: E402
+from vote import check_options, option, parse_options, run_script  # noqa: E402
 
 
 @dataclass
@@ -56,7 +56,8 @@ def taken(device: torch.device) -> float:
     """Bytes at the high-water mark."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def train_steps(o: Options, folder: Path, device: torch.device) -> None:
@@ -135,13 +136,13 @@ def sample_responses(o: Options, folder: Path, device: torch.device) -> None:
     started = time.time()
     generate(model, prompts, 8, max_new_tokens=o.response, rows=rows, progress="sampling")
     seconds = time.time() - started
-    if rank_and_size()[0] == 0:
-        print(f"sampling, {o.sample} prompts x 8: {rows * o.response / seconds:.0f} tok/s on each rank, "
-              f"{taken(device) / GIB:.2f} GiB")
+    print(f"sampling, {o.sample} prompts x 8: {rows * o.response / seconds:.0f} tok/s on each rank, "
+          f"{taken(device) / GIB:.2f} GiB")
 
 
 def main() -> None:
     o = parse_options(Options, __doc__)
+    check_options(o, {"steps": (lambda v: v >= 2, "at least 2, since the first is not timed")})
     device = usable_device("auto")
     if o.pretend:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=o.pretend)
@@ -159,8 +160,8 @@ def main() -> None:
         else:
             train_steps(o, Path(folder), device)
             free_memory()
-        if o.sample and not o.pretend:
-            sample_responses(o, Path(folder), device)
+            if o.sample:
+                sample_responses(o, Path(folder), device)
     dist.destroy_process_group()
 
 

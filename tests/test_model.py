@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SHIPPED, random_llama, randomise, tiny_config
 from safetensors.torch import load_file, save_file
 
@@ -151,6 +152,15 @@ def test_cached_equals_uncached_for_rows_of_different_lengths():
     assert cache.lengths.tolist() == [n + 8 for n in lengths]
     for row, n in enumerate(lengths):
         torch.testing.assert_close(torch.cat(got, 1)[row], want[row, n - 1 : n + 8], atol=1e-5, rtol=0)
+
+
+def test_cached_attention_takes_any_layout_of_its_kernel(monkeypatch):
+    """CUDA's memory-efficient kernel returns (B, T, heads, D), transposed."""
+    model, tokens, plain = random_llama(SHAPES["llama3-8b"]), some_tokens(3, 5), F.scaled_dot_product_attention
+    expected = prefill(model, tokens.tolist(), 1, 4)[1]
+    monkeypatch.setattr(F, "scaled_dot_product_attention",
+                        lambda *args, **kw: plain(*args, **kw).transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.equal(prefill(model, tokens.tolist(), 1, 4)[1], expected)
 
 
 @torch.no_grad()

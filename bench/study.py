@@ -1,6 +1,6 @@
 """The whole study of the miniature: every comparison of the paper, over several seeds, as tables and figures.
 
-    python bench/study.py                                       # 5 seeds, some hours on two cores; stop it at any time
+    python bench/study.py                                       # 5 seeds, 2½ hours on two cores; stop it at any time
     python bench/study.py --settings scpo coin --seeds 3        # part of it
     python bench/study.py --problems dev --out runs/tuning --seeds 1 --settings scpo lr-1e-4 alpha-1
 

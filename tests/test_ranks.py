@@ -177,6 +177,13 @@ def test_a_large_checkpoint_is_split_and_indexed(tied, tmp_path, monkeypatch):
         torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_ranks_that_fail_say_so_and_leave(tmp_path):
+    process = launch(2, "--model", tmp_path / "nowhere", "--out", tmp_path / "run")
+    shown = process.communicate(timeout=100)[0]
+    assert process.returncode == 1 and "(exitcode: 2)" in shown  # torchrun's own, and that of our processes
+    assert f"error: --model {tmp_path / 'nowhere'}: no such folder" in shown and 'train.py", line' not in shown
+
+
 # --- what a run will take
 
 

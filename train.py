@@ -1,685 +1,483 @@
 """ScPO, whole: from M_0 to M_1 to M_2 without a label.
 
-    python train.py                                              # the miniature, on a CPU in minutes
-    python train.py --task gsm8k --model DIR --problems train.jsonl --test test.jsonl --out runs/gsm8k
-    torchrun --nproc-per-node 8 train.py …                       # the same on 8 GPUs, for models of 8B parameters
+    python train.py                                            # the toy task, on a CPU in minutes
+    python train.py --task gsm8k --model DIR --problems train.jsonl --test test.jsonl
+    torchrun --nproc-per-node 8 train.py …                     # on 8 GPUs, for 8B parameters
 
-Each round t: write new problems → sample k responses to every problem → vote and build pairs → optimise, starting from
-M_{t-1} and with M_{t-1} as the reference → evaluate. The stages talk through files in runs/NAME/Mt/, made to be read:
+Each round t makes M_t from M_{t-1} in the six steps of scpo.py. They talk through files that one
+can read, in runs/NAME/Mt/:
 
-    problems.jsonl    the questions: those given, then those the model wrote
-    responses.jsonl   k responses to each (`python vote.py` shows their votes)
-    rewards.jsonl     what the reward model thinks of each              (only with --supervision reward)
-    pairs.jsonl       prompt, chosen, rejected, weight, votes, and the two reference log-probs
-    log.jsonl         one line per optimiser step
-    progress-N/       weights and optimiser after N steps; deleted when the round's training is done
-    epochs.jsonl      what each epoch's checkpoint does on the dev problems       (only with --choose dev or votes)
-    model/            M_t, a Hugging Face checkpoint folder
-    eval_responses.jsonl, eval.json                           (only with test problems)
+    problems.jsonl        step 1: the questions, first those given, then those the model wrote
+    responses.jsonl       step 2: k responses to each (`python vote.py` shows their votes)
+    rewards.jsonl         what a reward model thinks of each (only with --method reward)
+    pairs.jsonl           steps 3 to 5: prompt, chosen, rejected, weight, votes
+    reference.jsonl       step 6: log M_{t-1}(y|x) of both: two numbers, and no second model
+    log.jsonl             step 6: a line per optimizer step
+    checkpoint-N/         weights and optimizer after N steps, until the round is done
+    epochs.jsonl          how good each epoch's model is on the dev problems (only with --select)
+    model/                M_t, a Hugging Face checkpoint folder
+    eval_responses.jsonl  greedy and sampled responses to the test problems; eval.json has scores
 
-A finished file is not made again: a run that was stopped goes on when the same command is given once more. Answers are
-not read, but for the evaluation and where an option asks for them: --supervision gold or semi, --choose dev.
+A finished file is not made again, so a run that was stopped goes on with the same command. No answer
+is read but for the evaluation and where an option asks: --method gold or semi, --select dev.
 """
 
-import fcntl
-import gc
-import json
 import math
-import os
 import random
-import shutil
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import timedelta
+from argparse import Namespace
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
-from eval import (CHOICES, CHOSEN_BY, EVALUATION, RewardModel, best_epoch, evaluate, gold_answer, reward_responses,
-                  score, score_epoch, table)
-from model import Llama, after_first, gathered, memory, rank_and_size, shared, summed, training_flops
-from sample import (SAMPLING_RULES, SamplingOptions, Task, Text, answer_problems, check_checkpoint, context_length,
-                    load_checkpoint, read_problems, unlabelled, usable_device, write_problems)
-from scpo import (SUPERVISION, accumulate, build_pair, learning_rate, pair_logps, precision, sequences, share_out,
-                  unanimous)
-from vote import (InputError, check_options, option, parse_options, read_json, read_jsonl, response_answers,
-                  run_script, show_votes, write_jsonl, write_text)
+from common.cli import ArgumentParser, InputError, integer, real, run_script
+from common.distributed import (
+    all_gather_dict,
+    all_reduce,
+    init_distributed,
+    leave,
+    on_main,
+    progress_bar,
+    split,
+    world_size,
+)
+from common.files import write_json
+from common.options import (
+    add_sampling_options,
+    check_inputs,
+    load_checkpoint,
+    parse_args,
+    usable_device,
+)
+from common.reward_model import RewardModel, reward_responses
+from common.runs import Run, open_run, per_round, write_results
+from common.throughput import Throughput
+from common.training import (
+    caught_signals,
+    free_memory,
+    load_for_training,
+    remove,
+    restore_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from eval import SELECTIONS, best_epoch, evaluate_checkpoint, score, score_epochs, table
+from model import Llama
+from sample import SamplingParams, answer_problems, write_problems
+from scpo import (
+    METHODS,
+    EncodedPair,
+    NoPair,
+    encode_pair,
+    gold_pair,
+    is_unanimous,
+    most_consistent,
+    pair_logps,
+    pair_metrics,
+    pair_weight,
+    reward_pair,
+    scpo_pair,
+    sequences,
+)
+from tasks.chat import ChatTokenizer
+from tasks.task import Task, read_golds, read_problems, unlabeled
+from vote import count_votes, response_answers, show_votes, was_ended
 
-
-@dataclass
-class Options(SamplingOptions):
-    task: str = option("toy", "folder of tasks/: prompts, answer format, values for most options without a default")
-    model: str | None = option(None, "M_0, a checkpoint folder in Hugging Face's Llama layout")
-    problems: str | None = option(None, "JSON lines as the task's publisher ships them; answers are not read")
-    test: str | None = option(None, "problems with answers, for the evaluation alone")
-    dev: str | None = option(None, "problems to choose an epoch by; their answers are read only for --choose dev")
-    out: str | None = option(None, "folder of the run, runs/TASK if not given; the same one again goes on after a stop")
-    rounds: int = option(2, "rounds; M_t is trained on samples of M_{t-1} (paper: 2, a third adds little)")
-    k: int | None = option(None, "responses per problem, which vote (paper: 8; ZebraLogic 16)")
-    tau: tuple[float, ...] | None = option(None, "least vote share of the chosen answer, per round, the last one "
-                                           "repeated (paper, GSM8K: 0.5 0.7)")
-    temperature: float | None = option(None, "of the k responses and the new problems (paper: 0.7)")
-    extra: int = option(8, "responses at the extra temperature when all k agree, to find one to reject (paper: 8)")
-    extra_temperature: float = option(1.2, "of those (paper: 1.2)")
-    new_problems: tuple[int, ...] | None = option(None, "problems the model writes, per round, the last one repeated")
-    writer: str | None = option(None, "checkpoint folder of the model that writes new problems, M_{t-1} if not given "
-                                      "(paper: Llama-3 Instruct 8B)")
-    supervision: str = option("scpo", "who decides the pair; " + "; ".join(f"{n}: {s}" for n, s in SUPERVISION.items()))
-    reward_model: str | None = option(None, "checkpoint folder in ArmoRM's layout, for --supervision reward")
-    no_weight: bool = option(False, "w(x) = 1 on the votes' pairs (paper, Table 4)")
-    beta: float | None = option(None, "β, how far the log-ratios may move from M_{t-1} (paper: 0.5)")
-    alpha: float | None = option(None, "α, weight of the NLL term, which holds the chosen log-prob up (paper: 1)")
-    lr: float | None = option(None, "peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
-    warmup: float = option(0.05, "share of the steps with a rising learning rate")
-    epochs: int | None = option(None, "passes over a round's pairs (paper: up to 10)")
-    choose: str = option("last", "epoch that becomes M_t; " + "; ".join(f"{n}: {s}" for n, s in CHOICES.items()))
-    batch_size: int | None = option(None, "pairs per optimiser step (paper: 16)")
-    micro_batch: int = option(8, "pairs in memory at once; gradients accumulate up to the batch size")
-    recompute: bool = option(False, "keep of each block its input alone and compute it again in the backward pass: a "
-                                    "third more time for a fraction of the memory")
-    checkpoint_every: int = option(200, "optimiser steps between two copies of weights and optimiser on disk")
-    clip: float = option(1.0, "largest norm of the gradient")
-    seed: int = option(0, "of sampling, ties and order of the pairs")
-    dtype: str = option("float32", "of sampling and of matrix products: float32, bfloat16; trained weights are float32")
-    dry_run: bool = option(False, "show what memory and how many tokens a round will take, and stop")
-
-
-RULES = SAMPLING_RULES | {
-    "k": (lambda v: v >= 2, "a vote needs at least 2 responses per problem"),
-    "tau": (lambda v: 0 < v <= 1, "a share of the votes, above 0, at most 1 (0.5 is 4 of 8)"),
-    "temperature": (lambda v: v > 0, "must be above 0: k greedy responses would all be the same"),
-    "extra_temperature": (lambda v: v > 0, "must be above 0"),
-    "new_problems": (lambda v: v >= 0, "a count, 0 for none"),
-    "extra": (lambda v: v >= 0, "a count, 0 for none"),
-    "supervision": (lambda v: v in SUPERVISION, f"choose from {', '.join(SUPERVISION)}"),
-    "choose": (lambda v: v in CHOICES, f"choose from {', '.join(CHOICES)}"),
-    "lr": (lambda v: 0 < v < math.inf, "must be above 0"),
-    "beta": (lambda v: 0 < v < math.inf, "must be above 0"),
-    "alpha": (lambda v: 0 <= v < math.inf, "must not be negative"),
-    "clip": (lambda v: v > 0, "must be above 0"),
-    "warmup": (lambda v: 0 <= v <= 1, "a share of the steps, from 0 to 1"),
-    **dict.fromkeys(("rounds", "epochs", "batch_size", "micro_batch", "checkpoint_every"),
-                    (lambda v: v >= 1, "at least 1")),
-}
-FILES = ("model", "problems", "test", "dev", "reward_model")  # which the miniature ships
+# Random numbers come from (seed, round, what for): no two uses share any.
+WRITING, ANSWERING, SHUFFLING = 1, 2, 3
 
 
-def complete(options: Options, task: Task) -> Options:
-    """The options with what was not given filled in from the task's defaults; refuses values that cannot work."""
-    defaults = {"out": f"runs/{task.name}"} | task.defaults | {name: task.file(name) for name in FILES}
-    absent = {f.name: defaults.get(f.name) for f in fields(options) if getattr(options, f.name) is None}
-    options = replace(options, **{name: tuple(v) if isinstance(v, list) else v for name, v in absent.items()})
-    if options.choose != "last" and options.dev is None:
-        raise InputError(f"--choose {options.choose}: needs --dev, problems that are neither trained nor tested on")
-    if options.supervision == "reward" and options.reward_model is None:
-        raise InputError("--supervision reward: needs --reward-model, a checkpoint folder in ArmoRM's layout")
-    check_options(options, RULES)
-    return options
+def train(args: Namespace, run: Run) -> None:
+    """M_0 → M_1 → … in the run's folder, each evaluated, and the table of all."""
+    print(f"ScPO on {args.task}: {args.rounds} rounds from {args.model}, files in {run.folder}/")
+    source = Path(args.model)
+    evaluate_model(source, args, run, 0)
+    for t in range(1, args.rounds + 1):
+        if run.has(f"M{t}/model"):
+            run.keep(f"M{t}/model")
+        else:
+            train_round(source, args, run, t)
+        source = run.folder / f"M{t}/model"
+        evaluate_model(source, args, run, t)
+    results = on_main(write_results, run)
+    print(f"\n{args.task}, accuracy in % ± standard error over the test problems, "
+          f"self-consistency of {args.k}\n{table(results)}\nmodels in {run.folder}/M*/model, "
+          f"numbers in {run.folder}/results.json, every stage in {run.folder}/M*/*.jsonl")
 
 
-def read_golds(path: str, task: Task, limit: int | None, asked_by: str) -> dict:
-    """The canonical gold answers of a problem file by id, None where there is none. Refuses a file without any."""
-    golds = {problem["id"]: gold_answer(problem, task.name) for problem in read_problems(path, task, limit)}
-    if not any(golds.values()):
-        raise InputError(f"{asked_by}: no problem in {path} has an answer")
-    return golds
+def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
+    """The six steps of scpo.py: from M_{t-1} in the folder `source` to M_t."""
+    problems = run.stage(f"M{t}/problems.jsonl", make_problems, source, args, t)
+    responses = run.stage(f"M{t}/responses.jsonl", make_responses, source, problems, args, t)
+    rewards = []
+    if args.method == "reward":
+        rewards = run.stage(f"M{t}/rewards.jsonl", make_rewards, responses, args, t)
+    if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
+        leftovers = ("reference.jsonl", "log.jsonl", "epochs", "checkpoint-*")
+        on_main(remove, run.folder / f"M{t}", *leftovers)
+    pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
+    train_model(source, pairs, args, run, t)
 
 
-# Options that may change when a run goes on; so may the number of ranks.
-MACHINE = ("out", "rounds", "rows", "micro_batch", "device", "recompute", "checkpoint_every", "dry_run")
+# --------------------------------------------------------------------------------------------
+# Steps 1 and 2: problems and responses
 
 
-def open_run(options: Options) -> Path:
-    """The run's folder. One begun with other options is refused, since its files would be mixed up."""
-    run, now = Path(options.out), json.loads(json.dumps(asdict(options)))
-    before = read_json(run / "options.json")
-    differing = [f"{name} was {before.get(name)}, is {now[name]}" for name in now
-                 if before.get(name) != now[name] and name not in MACHINE]
-    if differing and any(run.glob("M*/")):
-        raise InputError(f"--out {run}: begun with other options ({'; '.join(differing)}); choose another --out")
-    try:
-        if now != before and rank_and_size()[0] == 0:
-            write_text(run / "options.json", json.dumps(now, indent=2) + "\n")
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--out {run}: is a file; choose another name for the run's folder") from error
-    return run
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[Path]:
-    """Keep a second process out of the run's folder. The lock ends with the process, however that ends."""
-    if rank_and_size()[0] > 0:
-        yield run
-        return
-    with open(run / "lock", "a") as file:  # "w" would touch it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"--out {run}: another process is at work there; wait for it, or choose another --out"
-                             ) from error
-        except OSError:
-            pass  # some network file systems have no locks
-        yield run
-
-
-def sampling(options: Options, *use: int) -> dict:
-    """How a model is sampled. use: what for, (t, 1), (t, 2) or EVALUATION; no two share random numbers."""
-    return {"seed": [options.seed, *use]} | {
-        name: getattr(options, name) for name in ("temperature", "top_p", "max_new_tokens", "rows")}
-
-
-def per_round(values: tuple, t: int) -> float | int:
-    """The t-th of an option given per round, the last one repeated; rounds count from 1."""
-    return values[min(t, len(values)) - 1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What will it take?
-
-GIB = 2**30
-CONTEXT = 3 * GIB  # of a GPU, for CUDA's and NCCL's own needs
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by what the GPU's name contains
-
-
-def budget(options: Options, task: Task) -> None:
-    """Print memory by number of ranks, tokens and steps. Raises InputError if it cannot fit in the device seen here."""
-    model, text = Llama.on_meta(options.model), Text(options.model, options.chat)
-    problems = read_problems(options.problems, task, options.limit)
-    longest = max(len(text.encode_prompt(text.prompt(task, problem))) for problem in problems)
-    how = {"prompt": longest, "response": options.max_new_tokens, "batch_size": options.batch_size,
-           "micro_batch": options.micro_batch, "rows": options.rows, "recompute": options.recompute}
-    needs = {ranks: memory(model, getattr(torch, options.dtype), ranks, **how)
-             for ranks in sorted({1, 2, 4, 8, rank_and_size()[1]})}
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{count:,} parameters; prompts of up to {longest} tokens, responses of up to {options.max_new_tokens}\n"
-          f"GiB per rank, ranks:  {''.join(f'{ranks:10}' for ranks in needs)}")
-    for kind in needs[1]:
-        print(f"{kind:<22}{''.join(f'{kinds[kind] / GIB:10.1f}' for kinds in needs.values())}")
-    for t in range(1, options.rounds + 1):
-        asked = len(problems) + per_round(options.new_problems, t)
-        steps = options.epochs * math.ceil(asked / options.batch_size)
-        print(f"M{t}: up to {asked} problems x {options.k} = {asked * options.k} responses, "
-              f"{asked * options.k * options.max_new_tokens / 1e6:.1f}M tokens; up to {steps} steps of "
-              f"{options.batch_size} pairs")
-    device, mine = usable_device(options.device), needs[rank_and_size()[1]]
-    room = torch.cuda.get_device_properties(device).total_memory - CONTEXT if device.type == "cuda" else \
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    for name, change in (
-            ("training", "more ranks, --recompute, a smaller --micro-batch or --max-new-tokens"),
-            ("sampling", "--dtype bfloat16, smaller --rows or --max-new-tokens")):
-        if mine[f"{name}, at most"] > room:
-            raise InputError(f"--dry-run: {name} needs {mine[f'{name}, at most'] / GIB:.1f} GiB per rank, {device} has "
-                             f"{room / GIB:.1f}; try {change}")
-    print(f"fits in {device}, which has {room / GIB:.1f} GiB")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Stages 1-3: problems, responses, pairs
-
-
-def make_problems(source: Path, task: Task, options: Options, t: int) -> list[dict]:
+def make_problems(source: Path, args: Namespace, t: int) -> list[dict]:
     """The given questions, without their answers, and those that M_{t-1} or the --writer writes."""
-    given = [unlabelled(p) for p in read_problems(options.problems, task, options.limit)]
-    count = per_round(options.new_problems, t)
+    task = Task.load(args.task)
+    given = [unlabeled(problem) for problem in read_problems(args.problems, task, args.limit)]
+    count = per_round(args.new_problems, t)
     if count == 0:
         print(f"M{t} problems: {len(given)} given, none written")
         return given
-    test = [p["question"] for p in read_problems(options.test, task)] if options.test else []
-    text, longest = Text(source, options.chat), context_length(Llama.on_meta(source)) - options.max_new_tokens
-    chat = "auto" if options.writer else options.chat
-    writer = load_checkpoint(options.writer or source, chat, options.device, options.dtype)
+    test_questions = []
+    if args.test:
+        test_questions = [problem["question"] for problem in read_problems(args.test, task)]
+    answerer = ChatTokenizer(source, args.chat)
+    most_tokens = Llama.on_meta(source).context_length - args.max_new_tokens
+
+    def fits(problem: dict) -> bool:
+        return len(answerer.encode_prompt(answerer.prompt_for(task, problem))) <= most_tokens
+
+    chat = "auto" if args.writer else args.chat
+    writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype)
     new, dropped = write_problems(
-        *writer, task, given, count, known=test, name=f"M{t}-new", **sampling(options, t, 1),
-        fits=lambda problem: len(text.encode_prompt(text.prompt(task, problem))) <= longest)
-    print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; dropped: "
-          + ", ".join(f"{n} {reason}" for reason, n in dropped.items()))
+        writer, tokenizer, task, given, count, SamplingParams.from_args(args),
+        seed=[args.seed, t, WRITING], known=test_questions, fits=fits, name=f"M{t}-new")
+    reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+    print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; "
+          f"dropped: {reasons}")
     for problem in new[:2]:
         print(f"    wrote: {problem['question']}")
     return given + new
 
 
-def make_responses(source: Path, task: Task, problems: list[dict], options: Options, t: int) -> list[dict]:
-    """k responses to each problem, and where all k agree some hotter ones that can only be rejected."""
-    model, text = load_checkpoint(source, options.chat, options.device, options.dtype)
-    how = sampling(options, t, 2)
-    rows = answer_problems(model, text, task, problems, options.k, progress=f"M{t}: {options.k} responses", **how)
-    agreed = [row for row in rows if unanimous(response_answers(row, task.name))] if options.extra else []
-    hotter = answer_problems(model, text, task, agreed, max(options.extra, 1), first_sample=options.k,
-                             progress=f"M{t}: extra responses", **how | {"temperature": options.extra_temperature})
-    for row, more in zip(agreed, hotter):
-        row["extra_responses"], row["extra_ended"] = more["responses"], more["ended"]
-    print(f"M{t} responses: {len(rows)} problems × {options.k}, {len(agreed)} unanimous ones × {options.extra} more")
+def make_responses(source: Path, problems: list[dict], args: Namespace, t: int) -> list[dict]:
+    """k responses to each problem; where all agree, hotter ones too, to find one to reject."""
+    task = Task.load(args.task)
+    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype)
+    params, seed = SamplingParams.from_args(args), [args.seed, t, ANSWERING]
+    rows = answer_problems(model, tokenizer, task, problems, args.k, params, seed=seed,
+                           desc=f"M{t}: {args.k} responses")
+    unanimous = []
+    if args.extra > 0:
+        unanimous = [row for row in rows if is_unanimous(response_answers(row, args.task))]
+        params = replace(params, temperature=args.extra_temperature)
+        hotter = answer_problems(model, tokenizer, task, unanimous, args.extra, params, seed=seed,
+                                 first_sample=args.k, desc=f"M{t}: extra responses")
+        for row, extra in zip(unanimous, hotter):
+            row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
+    print(f"M{t} responses: {len(rows)} problems × {args.k}, {len(unanimous)} unanimous ones × "
+          f"{args.extra} more")
     for row in rows[:2]:
-        print("    " + show_votes(row, task.name).replace("\n", "\n    "))
+        print("    " + show_votes(row, args.task).replace("\n", "\n    "))
     return rows
 
 
-def make_rewards(responses: list[dict], options: Options, t: int) -> list[dict]:
+def make_rewards(responses: list[dict], args: Namespace, t: int) -> list[dict]:
     """The reward model's score of each of the k responses."""
-    judge, text = load_checkpoint(options.reward_model, "auto", options.device, options.dtype, RewardModel,
-                                  "--reward-model")
-    batch = max(1, options.rows // options.k)  # whole conversations, not rows that share a prompt
-    scores = reward_responses(judge, text, responses, batch, f"M{t}: rewards")
+    judge, tokenizer = load_checkpoint(args.reward_model, "auto", args.device, args.dtype,
+                                       RewardModel, "--reward-model")
+    batch_size = max(1, args.max_num_seqs // args.k)  # whole conversations: no prompt is shared
+    scores = reward_responses(judge, tokenizer, responses, batch_size, f"M{t}: rewards")
     return [{"id": row["id"], "rewards": rewards} for row, rewards in zip(responses, scores)]
 
 
-def make_pairs(responses: list[dict], rewards: list[dict], task: Task, options: Options, t: int) -> list[dict]:
-    """At most one pair per problem, and one line on what became of the others. rewards: none, or of each response."""
+# --------------------------------------------------------------------------------------------
+# Steps 3, 4 and 5: votes, pairs and their weights
+
+
+def make_pairs(
+    responses: list[dict], rewards: list[dict], args: Namespace, t: int
+) -> list[dict]:
+    """At most one pair per problem, and a line on what became of the others."""
     golds = {}
-    if options.supervision in ("gold", "semi"):
-        golds = read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
-    pairs, reasons, unparsed, cut = [], {}, 0, 0
-    for i, row in enumerate(responses):
-        hotter = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
-        answers = response_answers(row, task.name)
-        unparsed += sum(e and a is None for a, e in zip(answers, row["ended"]))
-        cut += row["ended"].count(False)
-        pair, reason = build_pair(row, answers + response_answers(hotter, task.name), per_round(options.tau, t),
-                                  task.name, random.Random(f"{options.seed}/{t}/{row['id']}"), options.supervision,
-                                  golds.get(row["id"]), rewards[i]["rewards"] if rewards else (),
-                                  not options.no_weight)
-        reasons[reason] = reasons.get(reason, 0) + 1
-        pairs += [pair] if pair else []
-    without = sum(pair["rejected"] is not None and pair["answer_rejected"] is None for pair in pairs)
-    spread = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if reason != "pair")
-    print(f"M{t} pairs: {len(pairs)} of {len(responses)} problems ({spread}); {without} reject a response without an "
-          f"answer; of all responses {unparsed} had no answer, {cut} were cut off")
+    if args.method in ("gold", "semi"):
+        task = Task.load(args.task)
+        problems = read_problems(args.problems, task, args.limit)
+        golds = read_golds(problems, task, args.answers, f"--method {args.method}")
+    scores = {row["id"]: row["rewards"] for row in rewards}
+    pairs, skipped = [], Counter()
+    for row in responses:
+        try:
+            pairs.append(make_pair(row, golds.get(row["id"]), scores.get(row["id"]), args, t))
+        except NoPair as reason:
+            skipped[str(reason)] += 1
+    others = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    no_answer = [pair for pair in pairs if pair.get("answer_rejected", "") is None]
+    print(f"M{t} pairs: {len(pairs)} of {len(responses)} problems ({others}); {len(no_answer)} "
+          "reject a response without an answer")
     if not pairs:
-        raise InputError(f"no pair left of {len(responses)} problems ({spread}); lower --tau, raise --k or "
-                         "--extra-temperature, or give problems the model can sometimes solve")
+        raise InputError(f"no pair left of {len(responses)} problems ({others}); lower --tau, "
+                         "raise --k or --extra-temperature, or give problems that the model can "
+                         "sometimes solve")
     for pair in pairs[:2]:
         print(f"    w {pair['weight']:.2f}")
-        for side in ("chosen", "rejected") if pair["rejected"] is not None else ("chosen",):
-            print(f"      {side}, {pair[f'votes_{side}']} votes: {' '.join(pair[side].split())}")
+        for side in ("chosen", "rejected"):
+            if pair[side] is not None:
+                text = " ".join(pair[side].split())
+                print(f"      {side}, {pair[f'votes_{side}']} votes: {text}")
     return pairs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Stage 4: optimise
+def make_pair(
+    row: dict, gold: str | None, rewards: list[float] | None, args: Namespace, t: int
+) -> dict:
+    """A line of pairs.jsonl from one of responses.jsonl. Raises NoPair."""
+    extra = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
+    answers = response_answers(row, args.task) + response_answers(extra, args.task)
+    k, tau = len(row["responses"]), per_round(args.tau, t)
+    votes = count_votes(answers, k)
+    rng = random.Random(f"{args.seed}/{t}/{row['id']}")
+    rejected, weight = None, 1.0
+    if args.method == "lmsi":
+        chosen = most_consistent(answers, votes, k, tau, rng)
+    elif args.method == "reward":
+        chosen, rejected = reward_pair(rewards)
+    elif args.method == "gold" or gold is not None:
+        chosen, rejected = gold_pair(answers, k, gold, rng)
+    else:
+        chosen, rejected = scpo_pair(answers, votes, k, tau, rng)
+        if not args.unweighted:
+            weight = pair_weight(votes[chosen], votes[rejected], k)
+    if args.method == "coin" and rng.random() < 0.5:
+        chosen, rejected = rejected, chosen
+    texts, ended = row["responses"] + extra["responses"], was_ended(row) + extra["ended"]
+    pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None}
+    pair.update(weight=weight, k=k)
+    for side, i in (("chosen", chosen), ("rejected", rejected)):
+        if i is not None:
+            pair[side] = texts[i]
+            pair[f"votes_{side}"] = votes[i]
+            pair[f"answer_{side}"] = answers[i]
+            pair[f"sample_{side}"] = i
+            pair[f"ended_{side}"] = ended[i]
+    return pair
 
 
-def encode(pair: dict, text: Text) -> dict:
-    """The tokens of a pair: (prompt, response) of each side there is, and the three numbers the loss needs beside."""
-    prompt = text.encode_prompt(pair["prompt"])
-    sides = [side for side in ("chosen", "rejected") if pair[side] is not None]
-    return {side: (prompt, text.encode_response(pair[side], pair[f"ended_{side}"])) for side in sides} | {
-        name: pair.get(name) for name in ("weight", "reference_chosen_logp", "reference_rejected_logp")}
+# --------------------------------------------------------------------------------------------
+# Step 6: training
 
 
-@torch.no_grad()
-def add_reference(model: Llama, text: Text, pairs: list[dict], options: Options, t: int) -> None:
-    """Store log M_{t-1}(y|x) of both responses in each pair: two numbers instead of a second model in memory."""
-    found = {}
-    parts = share_out(list(range(len(pairs))), options.micro_batch)
-    for part in tqdm(parts, f"M{t}: reference", unit="batch", leave=False, disable=rank_and_size()[0] > 0):
-        with precision(model, options.dtype):
-            logps = pair_logps(model, [encode(pairs[i], text) for i in part or [0]])
-        found |= zip(part, zip(*(side.tolist() for side in logps)))
-    for i, (chosen, rejected) in gathered(found).items():
-        pairs[i]["reference_chosen_logp"], pairs[i]["reference_rejected_logp"] = chosen, rejected
+def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
+    """Train θ, which starts at M_{t-1}, on the round's pairs; the best epoch's model is M_t."""
+    folder = run.folder / f"M{t}"
+    if not run.has(f"M{t}/epochs/{args.epochs}"):  # it was deleted since: train it again
+        on_main(remove, folder, "log.jsonl")
+    model, tokenizer = load_for_training(source, args)
+    data = [encode_pair(pair, tokenizer) for pair in pairs]
+    if args.method != "lmsi":
+        rows = run.stage(f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t)
+        for pair, row in zip(data, rows):
+            pair.reference_chosen_logp = row["reference_chosen_logp"]
+            pair.reference_rejected_logp = row["reference_rejected_logp"]
+    run.stage(f"M{t}/log.jsonl", optimize, model, data, source, folder, args, t)
+    del model
+    free_memory()
+    started, epoch = time.time(), args.epochs
+    if args.select != "last":
+        rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
+        epoch = best_epoch(rows, args.select)
+    run.record(f"M{t}/model", time.time() - started)
+    on_main((folder / f"epochs/{epoch}").rename, folder / "model")
+    on_main(remove, folder, "epochs", "checkpoint-*")
+    run.finish(f"M{t}/model")
 
 
-def save_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer, log: list[dict]) -> None:
-    """Weights, optimiser and log after len(log) steps, from which any number of ranks can go on. Nothing else has a
-    state: the order of the pairs follows from seed, round and epoch, and training draws no random number."""
-    place, first = folder / f"progress-{len(log)}", rank_and_size()[0] == 0
-    beside = place.with_name(place.name + ".part")
-    if first:
-        shutil.rmtree(beside, ignore_errors=True)
-    # A file per tensor: of one file per rank all would be held in memory until its end.
-    files = dcp.FileSystemWriter(beside, single_file_per_rank=False, thread_count=4)
-    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), storage_writer=files)
-    if first:
-        write_jsonl(beside / "log.jsonl", log)
-        beside.rename(place)
-        forget_progress(folder, but=place)
-    after_first()
+def optimize(
+    model: Llama, data: list[EncodedPair], source: Path, folder: Path, args: Namespace, t: int
+) -> list[dict]:
+    """The optimizer steps of a round: the lines of log.jsonl.
 
-
-def forget_progress(folder: Path, but: Path | None = None) -> None:
-    """Delete what `save_progress` wrote, half-written copies too."""
-    for path in folder.glob("progress-*"):
-        if path != but:
-            shutil.rmtree(path)
-
-
-def load_progress(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Go back to the last copy on disk; the log up to there, empty if there is none."""
-    found = shared([path for path in folder.glob("progress-*") if path.suffix != ".part"])
-    if not found:
-        return []
-    last = max(found, key=lambda path: int(path.name.removeprefix("progress-")))
-    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
-    dcp.load(state, checkpoint_id=last)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return read_jsonl(last / "log.jsonl")
-
-
-class Speed:
-    """Tokens per second of the steps so far, peak memory, and on a known GPU the share of its speed that was used."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.started, self.tokens, self.flops = device, time.time(), 0, 0.0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self.peak_flops = next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), None)
-
-    def add(self, model: Llama, batch: list[dict]) -> None:
-        self.tokens += sum(len(prompt) + len(response) for prompt, response in sequences(batch))
-        self.flops += training_flops(model, sequences(batch))
-
-    def gauges(self) -> dict[str, str]:
-        seconds = time.time() - self.started
-        shown = {"tok/s": f"{self.tokens / seconds:.0f}"}
-        if self.device.type == "cuda":
-            shown["GiB"] = f"{torch.cuda.max_memory_allocated(self.device) / GIB:.1f}"
-        if self.peak_flops:
-            shown["MFU"] = f"{100 * self.flops / seconds / self.peak_flops / rank_and_size()[1]:.0f}%"
-        return shown
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """The SIGTERMs and SIGINTs that arrive meanwhile, instead of their usual effect."""
-    caught: list[int] = []
-    catch = lambda number, _: caught.append(number)
-    before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if caught:  # after the last look
-        raise KeyboardInterrupt
-
-
-def optimise(model: Llama, text: Text, pairs: list[dict], options: Options, t: int, folder: Path,
-             save: Callable[[int], None]) -> list[dict]:
-    """Train θ, which starts at M_{t-1}, on the round's pairs; the lines of `log.jsonl`. `save(e)` follows epoch e.
-
-    On SIGTERM and SIGINT it stops after the step, with its progress in `folder`, from where the next call goes on.
+    The model after the last epoch, or after each to select one, is saved in folder/epochs. On
+    SIGTERM and SIGINT it stops after the step with a checkpoint, from which the next call goes on.
     """
-    device = model.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0, fused=device.type == "cuda")
-    encoded = [encode(pair, text) for pair in pairs]
-    batches = math.ceil(len(pairs) / options.batch_size)  # per epoch; the last one may be smaller
-    log, speed = load_progress(folder, model, optimizer), Speed(device)
-    with signals() as caught, tqdm(total=len(pairs) * options.epochs, desc=f"M{t}: optimise", unit="pair", leave=False,
-                                   disable=rank_and_size()[0] > 0, initial=sum(line["pairs"] for line in log)) as bar:
-        for step in range(len(log), batches * options.epochs):
-            epoch, place = divmod(step, batches)
-            order = np.random.default_rng([options.seed, t, 3, epoch]).permutation(len(pairs))
-            batch = [encoded[i] for i in order[place * options.batch_size : (place + 1) * options.batch_size]]
-            lr = learning_rate(step, batches * options.epochs, options.warmup, options.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+    fused = model.device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=fused)
+    log = restore_checkpoint(folder, model, optimizer)
+    n_batches = math.ceil(len(data) / args.batch_size)  # of an epoch; the last one may be smaller
+    n_steps = n_batches * args.epochs
+    throughput = Throughput(model)
+    bar = progress_bar(desc=f"M{t}: training", total=n_steps, initial=len(log), unit="step")
+    with bar, caught_signals() as signals:
+        for step in range(len(log), n_steps):
+            epoch, place = divmod(step, n_batches)
+            rng = np.random.default_rng([args.seed, t, SHUFFLING, epoch])
+            order = rng.permutation(len(data))[place * args.batch_size :][: args.batch_size]
+            batch = [data[i] for i in order]
+            lr = learning_rate(step, n_steps, args.warmup_ratio, args.lr)
+            optimizer.param_groups[0]["lr"] = lr
             optimizer.zero_grad()
-            gauges = accumulate(model, batch, micro_batch=options.micro_batch, beta=options.beta, alpha=options.alpha,
-                                dtype=options.dtype)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            metrics = forward_backward(model, batch, args)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            if isinstance(norm, DTensor):
+                norm = norm.full_tensor()
             optimizer.step()
-            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-            log.append({"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr, "grad_norm": norm, **gauges})
-            bar.update(len(batch))
-            speed.add(model, batch)
-            shown = {name: f"{gauges[name]:.3f}" for name in ("loss", "margin") if name in gauges}
-            bar.set_postfix(shown | speed.gauges(), refresh=False)
-            if place + 1 == batches and (options.choose != "last" or epoch + 1 == options.epochs):
-                save(epoch + 1)
-            stopping = summed({"signals": len(caught)})["signals"]  # one rank's signal stops all
-            if (step + 1) % options.checkpoint_every == 0 or stopping:
-                save_progress(folder, model, optimizer, log)
-            if stopping:
-                summed({})  # all have come here: the first to leave must not take a connection that others still use
+            line = {"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr}
+            log.append({**line, "grad_norm": norm.item(), **metrics})
+            throughput.add(sequences(batch))
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", **throughput.metrics(), refresh=False)
+            if place + 1 == n_batches and (args.select != "last" or step + 1 == n_steps):
+                save_model(model, source, folder / f"epochs/{epoch + 1}")
+            stop = all_reduce({"signals": len(signals)})["signals"]  # one rank's signal stops all
+            if (step + 1) % args.save_every == 0 or stop:
+                save_checkpoint(folder, model, optimizer, log)
+            if stop:
+                all_reduce({})  # the first to leave must not take a connection that others need
                 raise KeyboardInterrupt
-    moved = ", ".join(f"{name.replace('_logp', ' log-prob')} {log[0][name]:.3f} → {log[-1][name]:.3f}"
-                      for name in ("loss", "chosen_logp", "rejected_logp") if name in log[0])
-    print(f"M{t} optimise: {len(log)} steps of up to {options.batch_size} pairs; {moved}; "
-          + ", ".join(f"{value} {name}" for name, value in speed.gauges().items()))
+    print(f"M{t} training: {summary(log)}; {throughput.metrics()['tok/s']} tokens/s")
     return log
 
 
-def save_model(model: Llama, source: Path, folder: Path) -> None:
-    """Write M_t as a checkpoint folder with the tokenizer files of its source; it appears under its name when whole."""
-    beside, first = folder.with_name(folder.name + ".part"), rank_and_size()[0] == 0
-    if there(folder):  # of the same epoch, before a stop
+def forward_backward(model: Llama, batch: list[EncodedPair], args: Namespace) -> dict[str, float]:
+    """Add up the gradient of the batch's mean loss; return the batch's mean of every metric.
+
+    The sum over a micro-batch is divided by the pairs of the whole batch. So any split, over time
+    or over ranks, gives the same gradient.
+    """
+    batch = sorted(batch, key=lambda pair: pair.length, reverse=True)  # alike lengths: no padding
+    micro_batches, sums = split(batch, args.micro_batch_size), []
+    for i, pairs in enumerate(micro_batches):
+        if world_size() > 1:  # ranks exchange gradients once, after the last micro-batch
+            model.set_requires_gradient_sync(i + 1 == len(micro_batches))
+        # A rank that has no pair left computes along, for nothing.
+        metrics = pair_metrics(model, pairs or batch[-1:], args.beta, args.alpha)
+        loss = metrics["loss"][: len(pairs)].sum() / len(batch)
+        (loss * world_size()).backward()  # FSDP takes the mean over the ranks
+        sums.append(torch.stack([x.detach()[: len(pairs)].sum() for x in metrics.values()]))
+    means = torch.stack(sums).cpu().double().sum(0) / len(batch)
+    return all_reduce(dict(zip(metrics, means.tolist())))
+
+
+@torch.no_grad()
+def make_reference(
+    model: Llama, data: list[EncodedPair], pairs: list[dict], args: Namespace, t: int
+) -> list[dict]:
+    """log M_{t-1}(y|x) of both responses of each pair, in nats, while θ is M_{t-1}."""
+    found, parts = {}, split(list(range(len(data))), args.micro_batch_size)
+    for part in progress_bar(iterable=parts, desc=f"M{t}: reference", unit="batch"):
+        chosen, rejected = pair_logps(model, [data[i] for i in part or [0]])
+        for i, *logps in zip(part, chosen.tolist(), rejected.tolist()):
+            found[i] = dict(zip(("reference_chosen_logp", "reference_rejected_logp"), logps))
+    found = all_gather_dict(found)
+    return [{"id": pair["id"], **found[i]} for i, pair in enumerate(pairs)]
+
+
+def learning_rate(step: int, n_steps: int, warmup_ratio: float, peak: float) -> float:
+    """A linear rise over the first share of the steps, then half a cosine to 0; steps from 0."""
+    n_warmup = math.ceil(warmup_ratio * n_steps)
+    if step < n_warmup:
+        return peak * (step + 1) / n_warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+
+def summary(log: list[dict]) -> str:
+    """Means over the first and the last epoch, which hold the same pairs."""
+    shown = []
+    for name in ("loss", "chosen_logp", "rejected_logp"):
+        means = []
+        for epoch in (0, log[-1]["epoch"]):
+            lines = [line for line in log if line["epoch"] == epoch and name in line]
+            n_pairs = sum(line["pairs"] for line in lines) or 1
+            means.append(sum(line[name] * line["pairs"] for line in lines) / n_pairs)
+        shown.append(f"{name} {means[0]:.3f} → {means[1]:.3f}")
+    return f"{len(log)} steps; mean of the first → the last epoch: {', '.join(shown)}"
+
+
+# --------------------------------------------------------------------------------------------
+# Evaluation
+
+
+def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
+    """The scores of M_t on the test problems: eval.json."""
+    if not args.test:
         return
-    if first:
-        shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    if first:
-        for path in sorted(source.iterdir()):
-            weights = path.name == "config.json" or "safetensors" in path.name
-            if path.suffix in (".json", ".jinja", ".model") and not weights:
-                shutil.copyfile(path, beside / path.name)
-        for path in beside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())  # on the disk before the rename says so
-        beside.rename(folder)
-    after_first()  # nobody reads it before it is there
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Stage 5: which epoch becomes M_t
-
-
-def choose_epoch(source: Path, folder: Path, task: Task, options: Options, t: int) -> int:
-    """Which epoch's checkpoint becomes M_t."""
-    if options.choose == "last":
-        return options.epochs
-
-    def scores() -> list[dict]:
-        problems, rows = read_problems(options.dev, task, options.limit), []
-        for epoch in range(0 if options.choose == "votes" else 1, options.epochs + 1):
-            path = folder / f"epochs/{epoch}" if epoch else source
-            model, text = load_checkpoint(path, options.chat, options.device, options.dtype)
-            rows.append({"epoch": epoch} | score_epoch(model, text, task, problems, options.choose, k=options.k,
-                                                       progress=f"M{t}, epoch {epoch}: dev",
-                                                       **sampling(options, *EVALUATION)))
-            del model  # before the next one is loaded
-        return rows
-
-    rows, name = stage(folder / "epochs.jsonl", scores), CHOSEN_BY[options.choose]
-    best = best_epoch(rows, options.choose)
-    print(f"M{t} epochs: {name} on dev " + ", ".join(f"{100 * row[name]:.1f}" for row in rows) + f"; kept {best}")
-    return best
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The loop
-
-
-def there(path: Path) -> bool:
-    """Whether the first rank sees it: a network file system may keep another's "no" for a while."""
-    return shared(rank_and_size()[0] == 0 and path.exists())
-
-
-def stage(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
-    """The lines of a stage's file. If it is not there yet all ranks make them together, and the first writes it."""
-    if there(path):
-        print(f"{path}: there already, kept")
-        return read_jsonl(path)
-    rows = make()
-    if rank_and_size()[0] == 0:
-        write_jsonl(path, rows)
-    after_first()
-    return rows
-
-
-def record(folder: Path, values: dict, seconds: float) -> dict:
-    """Merge what is known of M_t, in `folder`, into the run's results.json, adding up the seconds; M_t's entry."""
-    path = folder.parent / "results.json"
-    results = read_json(path)
-    entry = results.setdefault(folder.name, {"seconds": 0.0})
-    entry.update(values, seconds=round(entry["seconds"] + seconds, 1))
-    if rank_and_size()[0] == 0:
-        write_text(path, json.dumps(results, indent=2) + "\n")
-    return entry
-
-
-def free_memory() -> None:
-    """Give back what models that went out of use still hold: a sharded one is a reference cycle, and NCCL cannot use
-    what PyTorch keeps for itself."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def load_for_training(source: Path, options: Options) -> tuple[Llama, Text]:
-    """M_{t-1} in fp32: whole, or on a GPU and among several ranks in parts."""
-    if dist.is_initialized():
-        device = usable_device(options.device)
-        model, text = Llama.sharded(source, device, getattr(torch, options.dtype)), Text(source, options.chat)
-    else:
-        model, text = load_checkpoint(source, options.chat, options.device, "float32")
-    model.model.recompute = options.recompute
-    return model, text
-
-
-def optimise_round(source: Path, folder: Path, responses: list[dict], rewards: list[dict], task: Task,
-                   options: Options, t: int) -> list[dict]:
-    """Stages 3 and 4: the pairs, and a checkpoint after each epoch that may become M_t."""
-    model, text = load_for_training(source, options)
-
-    def pairs_with_reference() -> list[dict]:
-        if rank_and_size()[0] == 0:  # what was trained on other pairs is of no use
-            forget_progress(folder)
-            shutil.rmtree(folder / "epochs", ignore_errors=True)
-        pairs = make_pairs(responses, rewards, task, options, t)
-        if options.supervision != "lmsi":
-            add_reference(model, text, pairs, options, t)
-        return pairs
-
-    save = lambda epoch: save_model(model, source, folder / f"epochs/{epoch}")
-    pairs = stage(folder / "pairs.jsonl", pairs_with_reference)
-    if not there(folder / f"epochs/{options.epochs}") and rank_and_size()[0] == 0:
-        (folder / "log.jsonl").unlink(missing_ok=True)  # of a model that was deleted since: train it again
-    stage(folder / "log.jsonl", lambda: optimise(model, text, pairs, options, t, folder, save))
-    return pairs
-
-
-def train_round(source: Path, folder: Path, task: Task, options: Options, t: int) -> None:
-    """Stages 1-5: from M_{t-1} in `source` to M_t in `folder`/model."""
-    started, rewards = time.time(), []
-    problems = stage(folder / "problems.jsonl", lambda: make_problems(source, task, options, t))
-    responses = stage(folder / "responses.jsonl", lambda: make_responses(source, task, problems, options, t))
-    if options.supervision == "reward":
-        rewards = stage(folder / "rewards.jsonl", lambda: make_rewards(responses, options, t))
-    free_memory()  # of whole models in few bits: training begins with its own
-    pairs = optimise_round(source, folder, responses, rewards, task, options, t)
-    free_memory()
-    best = choose_epoch(source, folder, task, options, t)
-    record(folder, {"pairs": len(pairs)}, time.time() - started)  # before the model: then it is done
-    if rank_and_size()[0] == 0:
-        (folder / f"epochs/{best}").rename(folder / "model")
-    after_first()
-
-
-def evaluate_round(source: Path, folder: Path, task: Task, options: Options) -> None:
-    """Stage 6: the round's model on the test problems."""
-    started = time.time()
-    if options.test is None or there(folder / "eval.json"):
-        return
-    model, text = load_checkpoint(source, options.chat, options.device, options.dtype)
-    rows = evaluate(model, text, task, read_problems(options.test, task, options.limit), k=options.k,
-                    name=folder.name, **sampling(options, *EVALUATION))
-    result = score(rows, task.name)
-    entry = record(folder, result, time.time() - started)
-    if rank_and_size()[0] == 0:
-        write_jsonl(folder / "eval_responses.jsonl", rows)
-        write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
-    print(table({folder.name: entry}))
+    name = f"M{t}/eval_responses.jsonl"
+    rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, f"M{t}")
+    result = score(rows, args.task)
+    on_main(write_json, run.folder / f"M{t}/eval.json", result)
+    print(table({f"M{t}": result}))
     for row in rows[:2]:
-        print(f"    {row['question']}\n      greedy: {' '.join(row['greedy'].split())}   (gold {row['gold']})")
+        greedy = " ".join(row["greedy"].split())
+        print(f"    {row['question']}\n      greedy: {greedy}   (gold {row['gold']})")
 
 
-def join(device: torch.device) -> None:
-    """Join the processes that torchrun started, one per GPU. A single GPU is a group of one, for FSDP's precision."""
-    launched = dist.is_torchelastic_launched()
-    if not launched and device.type != "cuda":
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    group = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    # A rank may wait for another's samples for hours; torchrun ends them all if one dies.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7), **group)
-    if dist.get_rank() > 0:
-        sys.stdout = open(os.devnull, "w")
+# --------------------------------------------------------------------------------------------
+# As a script
 
 
-def run_rounds(options: Options, task: Task, run: Path) -> None:
-    """M_0 → M_1 → … in the run's folder, each evaluated, and the table of all."""
-    print(f"ScPO on {task.name}: {options.rounds} rounds from {options.model}, files in {run}/")
-    source = Path(options.model)
-    evaluate_round(source, run / "M0", task, options)
-    for t in range(1, options.rounds + 1):
-        folder = run / f"M{t}"
-        if not there(folder / "model"):
-            train_round(source, folder, task, options, t)
-        if rank_and_size()[0] == 0:
-            shutil.rmtree(folder / "epochs", ignore_errors=True)  # those that were not chosen
-            forget_progress(folder)
-        source = folder / "model"
-        evaluate_round(source, folder, task, options)
-    results = read_json(run / "results.json")
-    print(f"\n{task.name}, accuracy in % ± standard error over the test problems, self-consistency of {options.k}\n"
-          f"{table(results)}\nmodels in {run}/M*/model, numbers in {run}/results.json, every stage in {run}/M*/*.jsonl")
-
-
-def check_inputs(options: Options, task: Task) -> None:
-    """Read every file and folder that some stage will need: a broken line shows now, not after hours."""
-    for path in (options.problems, *filter(None, (options.test, options.dev))):
-        read_problems(path, task)
-    check_checkpoint(options.model, options.chat, Llama, "--model")
-    if options.supervision == "reward":
-        check_checkpoint(options.reward_model, "auto", RewardModel, "--reward-model")
-    if options.writer:
-        check_checkpoint(options.writer, "auto", Llama, "--writer")
-    if options.supervision in ("gold", "semi"):
-        read_golds(options.problems, task, options.limit, f"--supervision {options.supervision}")
-    if options.choose == "dev":
-        read_golds(options.dev, task, options.limit, "--choose dev")
+def options() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    add_sampling_options(parser, least_k=2)
+    add = parser.add_argument
+    positive = real(lambda value: value > 0, "must be above 0")
+    not_negative = real(lambda value: value >= 0, "must not be negative")
+    share = real(lambda value: 0 < value <= 1, "must be above 0 and at most 1 (0.5 is 4 of 8)")
+    ratio = real(lambda value: 0 <= value <= 1, "must be from 0 to 1")
+    methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
+    selections = "; ".join(f"{name}: {meaning}" for name, meaning in SELECTIONS.items())
+    add("--test", help="problems with answers, for the evaluation alone")
+    add("--no-eval", dest="test", action="store_const", const="", help="skip the evaluation")
+    add("--dev", help="problems to select an epoch by; answers are read only for --select dev")
+    add("--answers", help="problems with answers, for gold and semi if --problems has none")
+    add("--out", help="folder of the run, runs/TASK if not given; the same one again goes on")
+    add("--from", help="folder of a run whose stages are taken over, where the options agree")
+    add("--until", help="the last stage to make, as M1/responses or M2/model")
+    add("--rounds", type=integer(1), default=2, help="M_t is trained on samples of M_{t-1}")
+    add("--tau", type=share, nargs="+", help="least vote share of the chosen answer, per round, "
+        "the last one repeated (paper, GSM8K: 0.5 0.7)")
+    add("--extra", type=integer(0), default=8, help="responses at the extra temperature where all "
+        "k agree, to find one to reject (paper: 8)")
+    add("--extra-temperature", type=positive, default=1.2, help="of those (paper: 1.2)")
+    add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
+    add("--writer", help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
+        "Llama-3 Instruct 8B)")
+    add("--method", "--supervision", choices=METHODS, default="scpo", help=methods)
+    add("--reward-model", help="checkpoint folder in ArmoRM's layout, for --method reward")
+    add("--unweighted", "--no-weight", action="store_true", help="w(x) = 1 (paper, Table 4)")
+    add("--beta", type=positive, help="how far log-ratios may move from M_{t-1} (paper: 0.5)")
+    add("--alpha", type=not_negative, help="weight of the NLL term, which holds the chosen "
+        "log-prob up (paper: 1)")
+    add("--lr", type=positive, help="peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
+    add("--warmup-ratio", "--warmup", type=ratio, default=0.05, help="share of the steps in which "
+        "the learning rate rises")
+    add("--epochs", type=integer(1), help="passes over a round's pairs (paper: up to 10)")
+    add("--select", "--choose", choices=SELECTIONS, default="last", help="which epoch's model "
+        f"becomes M_t; {selections}")
+    add("--batch-size", type=integer(1), help="pairs per optimizer step (paper: 16)")
+    add("--micro-batch-size", "--micro-batch", type=integer(1), default=8, help="pairs in memory "
+        "at once; their gradients add up to the batch's")
+    add("--max-grad-norm", "--clip", type=positive, default=1.0, help="gradients are clipped to it")
+    add("--activation-checkpointing", "--recompute", action="store_true", help="compute each "
+        "block again in the backward pass: a third more time, a fraction of the memory")
+    add("--save-every", "--checkpoint-every", type=integer(1), default=200, help="optimizer steps "
+        "between two checkpoints")
+    add("--dry-run", action="store_true", help="print what memory a round will take, and stop")
+    return parser
 
 
 def main() -> None:
-    options = parse_options(Options, __doc__)
-    task = Task.load(options.task)
-    options = complete(options, task)
-    join(usable_device(options.device))
-    check_inputs(options, task)
-    if options.dry_run:
-        budget(options, task)
+    args = parse_args(options())
+    args.out = args.out or f"runs/{args.task}"
+    init_distributed(usable_device(args.device), getattr(torch, args.dtype))
+    check_inputs(args)
+    if args.dry_run:
+        from bench.memory import print_budget
+
+        print_budget(args)
     else:
-        with alone(open_run(options)) as run:
-            run_rounds(options, task, run)
+        with open_run(args) as run:
+            train(args, run)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def main_of_rank() -> None:
-    """`main` as a script; a rank that fails among others ends at once, since NCCL's farewell would wait for them."""
-    try:
-        run_script(main)
-    except BaseException as error:
-        if rank_and_size()[1] == 1:
-            raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.code if isinstance(error, SystemExit) else 1)
-
-
 if __name__ == "__main__":
-    main_of_rank()
+    run_script(main, leave)

@@ -60,7 +60,7 @@ BRACKETS = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",)}
 
 
 @lru_cache(maxsize=10_000)
-def canonical_formula(text: str) -> str | None:
+def normalize_formula(text: str) -> str | None:
     """The one spelling of a final answer in LaTeX or plain text; None if there is nothing, or too much, to read.
 
     A list keeps no order (a set's braces are dropped), a tuple or an interval keeps order and brackets. Units, degrees,

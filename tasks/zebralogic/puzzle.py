@@ -1,7 +1,7 @@
 """ZebraLogic's puzzles (Lin et al., arXiv 2502.01100): the form to fill in, the table in an answer, its right cells.
 
 The rules are those of the benchmark's own evaluation, ZeroEval (github.com/WildEval/ZeroEval), so that numbers compare.
-A canonical table is the text {"solution": {"House 1": {"Name": "eric", …}, …}}, keys sorted, cells in lower case.
+A normalized table is the text {"solution": {"House 1": {"Name": "eric", …}, …}}, keys sorted, cells in lower case.
 """
 
 import json
@@ -23,7 +23,7 @@ def json_form(problem: dict) -> str:
 
 
 def extract_table(text: str) -> str | None:
-    """ZebraLogic: the `solution` of the last complete top-level JSON object, cells in lower case, as canonical JSON.
+    """ZebraLogic: the `solution` of the last complete top-level JSON object, cells in lower case, as normalized JSON.
 
     The rule is ZeroEval's (src/evaluation/zebra_grid_eval.py), so that no-answer rates compare: braces are matched
     wherever they stand, line breaks are dropped, nothing is repaired. A bare grid of houses, for which the benchmark's
@@ -59,7 +59,7 @@ def lower_cells(value: typing.Any) -> typing.Any:
 
 
 def gold_table(solution: typing.Any) -> str | None:
-    """A puzzle's `{"header": ["House", …], "rows": [["1", …], …]}`, or the canonical table itself, unless blanked."""
+    """A puzzle's `{"header": ["House", …], "rows": [["1", …], …]}`, or the normalized table itself, unless blanked."""
     if isinstance(solution, dict):
         header, rows = solution.get("header"), solution.get("rows")
         if not isinstance(header, list) or not isinstance(rows, list) or not all(
@@ -80,7 +80,7 @@ def is_filled(table: str | None) -> bool:
 
 
 def filled_cells(table: str | None) -> dict[tuple[str, str], str]:
-    """The cells of a canonical table that hold something, by (house, attribute)."""
+    """The cells of a normalized table that hold something, by (house, attribute)."""
     houses = json.loads(table)["solution"] if table else {}
     rows = {house: row for house, row in houses.items() if isinstance(row, dict)} if isinstance(houses, dict) else {}
     return {(house, name): cell for house, row in rows.items() for name, cell in row.items() if cell}
@@ -106,3 +106,10 @@ def rephrased_puzzle(written: str, source: dict) -> dict | None:
     header = [names.get(attribute, attribute) for attribute in source["header"]]
     return {"question": quoted[-2].strip(), "size": source["size"], "header": header} \
         if len(set(header)) == len(header) else None
+
+
+def is_easy(gold: str) -> bool:
+    """ZeroEval's split of October 2024: 280 of its 1,000 puzzles are easy."""
+    houses = len(json.loads(gold)["solution"])
+    attributes = len(filled_cells(gold)) // houses
+    return houses == 2 or (houses, attributes) in ((3, 2), (3, 3))

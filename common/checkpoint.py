@@ -1,0 +1,207 @@
+"""A Hugging Face checkpoint folder: what config.json says, and weights in one or several files."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from common.cli import InputError
+from common.distributed import rank
+from common.files import read_json, write_json
+
+SHARD_BYTES = 5 * 10**9  # of one file; a larger checkpoint is split and gets an index
+
+
+MOST_LAYERS = 1000  # of layers and of heads; sizes may be up to LARGEST_SIZE
+LARGEST_SIZE = 10**7
+
+
+def llama_fields(hf_config: dict, source: str) -> dict:
+    """The fields of `model.Config` in a parsed `config.json`.
+
+    Raises InputError, naming `source` and the field, for what is no Llama or makes no sense.
+    """
+    check(source, "model_type", hf_config.get("model_type"), lambda v: v == "llama", "only 'llama'")
+    check(source, "hidden_act", hf_config.get("hidden_act", "silu"), lambda v: v == "silu", "'silu'")
+    fields = {}
+    for name, most in (
+        ("vocab_size", LARGEST_SIZE),
+        ("hidden_size", LARGEST_SIZE),
+        ("intermediate_size", LARGEST_SIZE),
+        ("num_hidden_layers", MOST_LAYERS),
+        ("num_attention_heads", MOST_LAYERS),
+    ):
+        fields[name] = check_size(source, name, hf_config.get(name), most)
+    n_heads = fields["num_attention_heads"]
+    for name, default in (
+        ("num_key_value_heads", n_heads),
+        ("head_dim", fields["hidden_size"] // n_heads),
+    ):
+        value = hf_config.get(name)
+        fields[name] = check_size(source, name, default if value is None else value, LARGEST_SIZE)
+    if n_heads % fields["num_key_value_heads"]:
+        rule = "num_attention_heads must be a multiple of num_key_value_heads"
+        raise InputError(f"{source}: {rule}")
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        value = hf_config.get(name) or False
+        fields[name] = check(source, name, value, lambda v: v in (True, False), "true or false")
+    eps = hf_config.get("rms_norm_eps", 1e-6)
+    fields["rms_norm_eps"] = check(source, "rms_norm_eps", eps, is_positive, "a number above 0")
+    fields["rope"] = rope_fields(hf_config, source)
+    return fields
+
+
+def rope_fields(hf_config: dict, source: str) -> dict:
+    """The numbers of RoPE in a `config.json`, whichever release of transformers wrote it."""
+    # transformers 5 has one `rope_parameters`; before, `rope_theta` and perhaps `rope_scaling`.
+    given = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    check(source, "rope_parameters or rope_scaling", given, lambda v: type(v) is dict, "an object")
+    rope = {
+        "rope_theta": hf_config.get("rope_theta", 10000.0),
+        "rope_type": given.get("type", "default"),
+        **given,
+    }
+    kinds = ("default", "llama3")
+    check(source, "rope_type", rope["rope_type"], lambda v: v in kinds, "'default' or 'llama3'")
+    needed = ["rope_theta"]
+    if rope["rope_type"] == "llama3":
+        needed += ["factor", "low_freq_factor", "high_freq_factor"]
+        needed += ["original_max_position_embeddings"]
+    for name in needed:
+        check(source, name, rope.get(name), is_positive, "a number above 0")
+    return rope
+
+
+def check(source: str, name: str, value: Any, accept: Callable[[Any], bool], rule: str) -> Any:
+    """The value of a field, if it keeps the rule."""
+    if not accept(value):
+        raise InputError(f"{source}: {name} must be {rule}, found {str(value)[:40]!r}")
+    return value
+
+
+def check_size(source: str, name: str, value: Any, most: int) -> int:
+    rule = f"a whole number from 1 to {most:,}"
+    return check(source, name, value, lambda v: type(v) is int and 1 <= v <= most, rule)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number above 0; true, infinity and NaN are none."""
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def read_tensors(
+    folder: Path, expected: dict[str, tuple], device: str | torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint folder, one after the other: exactly the expected names and shapes.
+
+    Raises InputError naming the file for a tensor that is missing, left over, or of another shape.
+    """
+    missing = dict(expected)
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for name in file.keys():
+                    if name.endswith("rotary_emb.inv_freq"):  # a table of some Llama 2 folders
+                        continue
+                    shape = tuple(file.get_slice(name).get_shape())
+                    wanted = missing.pop(name, None)
+                    if wanted is None:
+                        reason = "does not belong to this config.json"
+                        raise InputError(f"{path}: tensor {name} {reason}")
+                    if shape != wanted:
+                        reason = f"is {shape}, config.json asks {wanted}"
+                        raise InputError(f"{path}: tensor {name} {reason}")
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            reason = f"not a readable safetensors file ({error}); copy it again"
+            raise InputError(f"{path}: {reason}") from error
+    if missing:
+        reason = f"{len(missing)} tensors are missing from the weights, the first is {min(missing)}"
+        raise InputError(f"{folder}: {reason}")
+
+
+@torch.no_grad()
+def read_into(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill tensors, of which a rank may hold only a part, from a checkpoint folder.
+
+    Read one after the other, so that no rank ever holds more than its parts and one whole tensor.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    device = next(iter(tensors.values())).device
+    for name, whole in read_tensors(folder, shapes, device):
+        target = tensors[name]
+        if isinstance(target, DTensor):
+            whole = whole.to(target.dtype)
+            mesh, placements = target.device_mesh, target.placements
+            whole = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+        target.copy_(whole)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: the single one, or the shards in its index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        if not (folder / "model.safetensors").exists():
+            reason = "has neither model.safetensors nor model.safetensors.index.json"
+            raise InputError(f"{folder}: {reason}")
+        return [folder / "model.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: its weight_map names no file")
+    shards = [folder / name for name in sorted(set(weight_map.values()))]
+    for shard in shards:
+        if not shard.exists():
+            reason = f"no such file, but {index.name} names it; copy the missing shard"
+            raise InputError(f"{shard}: {reason}")
+    return shards
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as one `model.safetensors`, or as several and an index if there are too many.
+
+    Of sharded tensors every rank must call this: they are put together one after the other, and
+    rank 0 writes them.
+    """
+    files = split_by_bytes(tensors)
+    weight_map = {}
+    for number, names in enumerate(files, 1):
+        file = "model.safetensors"
+        if len(files) > 1:
+            file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        whole = {}
+        for name in names:
+            tensor = tensors[name].detach()
+            if isinstance(tensor, DTensor):
+                tensor = tensor.full_tensor()
+            if rank() == 0:
+                whole[name] = tensor.cpu().contiguous()
+            weight_map[name] = file
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file(whole, folder / file, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise InputError(f"{folder / file}: cannot be written ({error})") from error
+    if rank() == 0 and len(files) > 1:
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def split_by_bytes(tensors: dict[str, Tensor]) -> list[list[str]]:
+    """The names of the tensors of each file, in order."""
+    files, size = [[]], 0
+    for name, tensor in tensors.items():
+        tensor_size = tensor.numel() * tensor.element_size()
+        if files[-1] and size + tensor_size > SHARD_BYTES:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += tensor_size
+    return files

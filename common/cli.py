@@ -1,0 +1,102 @@
+"""The command lines: a user's mistake gets one line that says what to do, and exit code 2."""
+
+import argparse
+import math
+import sys
+import traceback
+from collections.abc import Callable
+
+
+class InputError(Exception):
+    """A user's mistake: one line that names the file, line or option and says what to do about it."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the description, and shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line without the usage before it."""
+
+    def __init__(self, description: str | None, **kwargs):
+        super().__init__(
+            description=description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+
+def integer(least: int, rule: str = "") -> Callable[[str], int]:
+    """A type for `add_argument`: a whole number of at least `least`; `rule` says so in better words."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: {rule or f'must be at least {least}'}")
+        return value
+
+    return parse
+
+
+def real(accept: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    """A type for `add_argument`: a finite number that `accept` takes; `rule` says which are taken."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r}: {rule}")
+        return value
+
+    return parse
+
+
+def run_script(main: Callable[[], None], leave: Callable[[int], None] = sys.exit) -> None:
+    """Run a script; a mistake, a full disk or too little memory ends it with one line and code 2.
+
+    leave: how the process ends, with an exit code.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; files that were finished are kept", file=sys.stderr)
+        leave(130)
+    except Exception as error:
+        explanation = explain(error)
+        if explanation:
+            print(f"error: {explanation}", file=sys.stderr)
+            leave(2)
+        if leave is sys.exit:
+            raise
+        traceback.print_exc()
+        leave(1)
+
+
+def explain(error: Exception) -> str | None:
+    """One line for what a user can do something about; None for a defect of the program."""
+    if isinstance(error, (InputError, OSError)):
+        return str(error)
+    if isinstance(error, (RuntimeError, MemoryError)):
+        first_line = str(error).split("\n")[0]
+        if "memory" in first_line or isinstance(error, MemoryError):
+            return f"out of memory ({first_line}); {LESS_MEMORY}"
+    return None
+
+
+LESS_MEMORY = (
+    "lower --max-num-seqs when sampling, --micro-batch-size when training, or --max-new-tokens"
+)

@@ -1,0 +1,149 @@
+"""Files that people read: JSON lines. A finished file is whole; a half-written one never has its name."""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.cli import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: a run's folder is not locked there
+    fcntl = None
+
+
+def read_jsonl(
+    path: str | Path,
+    required: tuple[str, ...] = (),
+    complaint: Callable[[dict], str | None] = lambda row: None,
+) -> list[dict]:
+    """The objects of a JSON-lines file (or .gz), each with the `required` fields.
+
+    complaint: says what is wrong with a row, or None. Raises InputError naming the file and the line.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        except (ValueError, RecursionError) as error:
+            mistake = f"not valid JSON ({error}); mend or delete the line"
+            raise InputError(f"{path}, line {number}: {mistake}") from error
+        if not isinstance(row, dict):
+            found = type(row).__name__
+            raise InputError(f"{path}, line {number}: expected a JSON object, found a {found}")
+        missing = [name for name in required if name not in row]
+        if missing:
+            fields = f"has no {', '.join(map(repr, missing))}; it has {', '.join(row)}"
+            raise InputError(f"{path}, line {number}: {fields}")
+        wrong = complaint(row)
+        if wrong:
+            raise InputError(f"{path}, line {number}: {wrong}")
+        rows.append(row)
+    return rows
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file (or .gz). Not by splitlines: U+2028 may stand inside a text."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            return file.read().split("\n")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def read_responses(path: str) -> list[dict]:
+    """The lines of a `responses.jsonl`, made here or elsewhere; a line without `id` gets its number."""
+    rows = read_jsonl(path, ("responses",), wrong_with_responses)
+    if not rows:
+        raise InputError(f"{path}: holds no problem")
+    return [{"id": number, **row} for number, row in enumerate(rows)]
+
+
+def wrong_with_responses(row: dict) -> str | None:
+    """What is wrong with a line of a `responses.jsonl`, or None."""
+    texts, ended = row["responses"], row.get("ended")
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        return f"`responses` must be a list of k texts, found {str(texts)[:40]!r}"
+    if not isinstance(row.get("id", ""), (str, int)):
+        return "`id` must be a text or a number"
+    good = isinstance(ended, list) and [type(e) for e in ended] == [bool] * len(texts)
+    if ended is not None and not good:
+        return f"`ended` must say true or false for each of the {len(texts)} responses"
+    if not isinstance(row.get("greedy", ""), str):
+        return "`greedy` must be one text"
+    return None
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file, {} if there is no such file. Raises InputError where it is broken."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file that is either whole or absent: under another name first, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before the rename says so
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
+
+
+def write_jsonl(path: str | Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: str | Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_out(path: str | None) -> None:
+    """Refuse, before the work and not after it, an --out that exists or cannot be written."""
+    if path is None:
+        return
+    if Path(path).exists():
+        raise InputError(f"--out {path}: exists already; choose another name")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}); choose another name"
+        raise InputError(f"--out {path}: {reason}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder. The lock ends with the process, however that ends."""
+    with open(folder / "lock", "a") as file:  # "w" would touch the file
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            advice = "another process is at work there; wait for it, or choose another --out"
+            raise InputError(f"--out {folder}: {advice}") from error
+        except OSError:
+            pass  # some network file systems have no locks
+        yield

@@ -1,0 +1,271 @@
+"""A run's folder: stages that talk through files, each made once.
+
+    runs/toy/options.json      the options that the run was begun with
+    runs/toy/stages.json       of each finished stage: its seconds, and which code made it
+    runs/toy/results.json      what is known of M0, M1, …
+    runs/toy/M1/…              the files of round 1
+
+A finished file is not made again, so a run that was stopped goes on when it is started once more. It is
+refused if an option was changed that a finished file depends on, and it warns of files that other code
+has made. `--from` takes over another run's files, as far as the options agree.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from common.cli import InputError
+from common.distributed import on_main, rank
+from common.files import locked, read_json, read_jsonl, write_json, write_jsonl
+
+ROOT = Path(__file__).resolve().parent.parent
+# What a round makes, in order. The model is trained on what stands before it, M0 is given.
+STAGES = (
+    "problems.jsonl",
+    "responses.jsonl",
+    "rewards.jsonl",
+    "pairs.jsonl",
+    "reference.jsonl",
+    "log.jsonl",
+    "epochs.jsonl",
+    "model",
+    "eval_responses.jsonl",
+)
+# Those that not every run has.
+OPTIONAL = ("rewards.jsonl", "reference.jsonl", "epochs.jsonl", "eval_responses.jsonl")
+# The first stage of a round that an option changes. One that is not named changes every stage.
+FIRST_CHANGE = {
+    "problems.jsonl": ("problems", "new_problems", "writer"),
+    "responses.jsonl": ("k", "extra", "extra_temperature"),
+    "rewards.jsonl": ("reward_model",),
+    "pairs.jsonl": ("method", "tau", "unweighted", "answers"),
+    "log.jsonl": ("beta", "alpha", "lr", "warmup_ratio", "epochs", "batch_size", "max_grad_norm")
+    + ("select", "dev"),
+    "eval_responses.jsonl": ("test",),
+}
+# These change where and how fast a run is made, or how far it goes.
+NO_CHANGE = (
+    "out from until rounds dry_run device max_num_seqs micro_batch_size save_every "
+    "activation_checkpointing"
+).split()
+
+
+class ReachedUntil(Exception):
+    """The stage that --until names is finished."""
+
+
+class Run:
+    """A folder of stages. Every rank has one; rank 0 writes."""
+
+    def __init__(self, folder: str | Path, until: str | None = None):
+        self.folder, self.until = Path(folder), until
+
+    def stage(self, name: str, make: Callable[..., list[dict]], *args: Any) -> list[dict]:
+        """The lines of a stage's file: read if it is there, else made by all ranks together."""
+        if self.has(name):
+            self.keep(name)
+            return read_jsonl(self.folder / name)
+        started = time.time()
+        rows = make(*args)
+        on_main(write_jsonl, self.folder / name, rows)
+        self.record(name, time.time() - started)
+        self.finish(name)
+        return rows
+
+    def has(self, name: str) -> bool:
+        """Whether rank 0 sees it: a network file system may keep a "no" of other ranks for a while."""
+        return on_main((self.folder / name).exists)
+
+    def keep(self, name: str) -> None:
+        print(f"{self.folder / name}: kept")
+        self.finish(name)
+
+    def record(self, name: str, seconds: float) -> None:
+        """Note the seconds of a stage, and the code that made it."""
+        on_main(write_record, self.folder, name, seconds)
+
+    def finish(self, name: str) -> None:
+        """Raises ReachedUntil if --until names this stage, or one before it in the same round."""
+        if self.until is None:
+            return
+        (round_, stage), (last_round, last) = name.split("/"), self.until.split("/")
+        order = [name.partition(".")[0] for name in STAGES]
+        if round_ == last_round and order.index(stage.partition(".")[0]) >= order.index(last):
+            raise ReachedUntil
+
+
+def write_record(folder: Path, name: str, seconds: float) -> None:
+    stages = read_json(folder / "stages.json")
+    stages[name] = {"seconds": round(seconds, 1), "code": fingerprint()}
+    write_json(folder / "stages.json", stages)
+
+
+# ----------------------------------------------------------------------------------------------
+# Beginning a run, or going on with it
+
+
+@contextmanager
+def open_run(args: Namespace) -> Iterator[Run]:
+    """The run of --out, its options checked and noted; a second process is kept out meanwhile.
+
+    Raises InputError, and changes nothing, if a finished file depends on an option that was changed.
+    """
+    run = Run(args.out, args.until)
+    options = json.loads(json.dumps(vars(args)))
+    on_main(make_folder, run.folder)
+    lock = locked(run.folder) if rank() == 0 else nullcontext()
+    with lock:
+        on_main(begin, run.folder, options)
+        try:
+            yield run
+        except ReachedUntil:
+            print(f"--until {run.until}: done")
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        advice = "is a file; choose another name for the run's folder"
+        raise InputError(f"--out {folder}: {advice}") from error
+
+
+def begin(folder: Path, options: dict) -> None:
+    before = read_json(folder / "options.json")
+    if before:
+        refuse_changes(folder, before, options)
+    elif options["from"]:
+        copy_stages(Path(options["from"]), folder, options)
+    if options != before:
+        write_json(folder / "options.json", options)
+    warn_of_other_code(folder)
+
+
+def refuse_changes(folder: Path, before: dict, options: dict) -> None:
+    """Raise InputError if there is a file that depends on an option that was changed."""
+    for name, changed in differences(before, options):
+        if changed and (folder / name).exists():
+            option, then, now = changed[0]
+            raise InputError(
+                f"--out {folder}: {name} was made with {option} {then}, not {now}; choose another "
+                f"--out, perhaps with --from {folder} to start from the stages that agree"
+            )
+
+
+def differences(before: dict, now: dict) -> Iterator[tuple[str, list[tuple]]]:
+    """The files of a run in order, each with the options that change it: (option, before, now)."""
+
+    def changes(options: Sequence[str], t: int) -> list[tuple]:
+        found = []
+        for option in options:
+            then, value = per_round(before.get(option), t), per_round(now[option], t)
+            if then != value:
+                found.append((option, then, value))
+        return found
+
+    later = [option for options in FIRST_CHANGE.values() for option in options]
+    changed = changes([option for option in now if option not in (*later, *NO_CHANGE)], 0)
+    yield "M0/eval_responses.jsonl", changed + changes(("k", "test"), 0)
+    for t in range(1, now["rounds"] + 1):
+        for stage in STAGES:
+            own = changes(FIRST_CHANGE.get(stage, ()), t)
+            if stage == "problems.jsonl" and per_round(now["new_problems"], t):
+                own += changes(("test",), t)  # a question of the test is not written again
+            yield f"M{t}/{stage}", changed + own
+            if stage != "eval_responses.jsonl":
+                changed = changed + own
+
+
+def per_round(value: Any, t: int) -> Any:
+    """The value of an option in round t; a list has one for each round, the last one repeated."""
+    return value[min(max(t, 1), len(value)) - 1] if isinstance(value, list) else value
+
+
+def copy_stages(source: Path, folder: Path, options: dict) -> None:
+    """Take over the files of another run, up to the first that would be made differently here."""
+    before = read_json(source / "options.json")
+    if not before:
+        raise InputError(f"--from {source}: is no run's folder, it has no options.json")
+    stages, taken = read_json(source / "stages.json"), {}
+    for name, changed in differences(before, options):
+        round_folder, stage = name.split("/")
+        trained = stage not in STAGES[5:7] or (source / round_folder / "model").exists()
+        if changed or not trained or not (source / name).exists():
+            if stage in OPTIONAL:
+                continue
+            break
+        copy_whole(source / name, folder / name)
+        if name in stages:
+            taken[name] = stages[name]
+    write_json(folder / "stages.json", taken)
+    print(f"{folder}: taken over from {source}: {', '.join(taken) or 'nothing'}")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file or a folder, which has its name only when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    if source.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+    else:
+        shutil.copyfile(source, part)
+    part.replace(target)
+
+
+def fingerprint() -> dict[str, str]:
+    """A short hash of every file that can change a result: the six scripts, and what a task is."""
+    code = {}
+    for pattern in ("*.py", "tasks/**/*.py", "tasks/*/task.json"):
+        for path in sorted(ROOT.glob(pattern)):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            code[path.relative_to(ROOT).as_posix()] = digest[:12]
+    return code
+
+
+def warn_of_other_code(folder: Path) -> None:
+    """One line on the files that other code has made, and how to make them anew."""
+    stages, now = read_json(folder / "stages.json"), fingerprint()
+    kept = [name for name in stages if (folder / name).exists()]
+    stale = [name for name in kept if stages[name]["code"] != now]
+    if not stale:
+        return
+    changed = set()
+    for name in stale:
+        then = stages[name]["code"]
+        changed.update(file for file in {*then, *now} if then.get(file) != now.get(file))
+    outdated = kept[kept.index(stale[0]) :]  # what was made after it was made from it
+    command = " ".join(["rm -r", *(str(folder / name) for name in outdated)])
+    print(
+        f"WARNING: {', '.join(sorted(changed))} changed since these stages were made, and they are "
+        f"KEPT: {', '.join(stale)}. To make them anew: {command}"
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# Results
+
+
+def write_results(run: Run) -> dict[str, dict]:
+    """Gather what is known of M0, M1, … from their files: results.json."""
+    results = {}
+    stages = read_json(run.folder / "stages.json")
+    for folder in sorted(run.folder.glob("M*"), key=lambda path: int(path.name[1:])):
+        if not (folder / "eval.json").exists() and not (folder / "model").exists():
+            continue
+        entry = {"seconds": 0.0}
+        for name, stage in stages.items():
+            if name.startswith(f"{folder.name}/"):
+                entry["seconds"] = round(entry["seconds"] + stage["seconds"], 1)
+        if (folder / "pairs.jsonl").exists():
+            entry["pairs"] = len(read_jsonl(folder / "pairs.jsonl"))
+        results[folder.name] = {**entry, **read_json(folder / "eval.json")}
+    if results != read_json(run.folder / "results.json"):
+        write_json(run.folder / "results.json", results)
+    return results

@@ -1,0 +1,149 @@
+"""Around the training loop: sharding with FSDP, checkpoints, whole model folders, signals."""
+
+import gc
+import os
+import shutil
+import signal
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
+
+from common.checkpoint import read_into, write_tensors
+from common.distributed import on_main, world_size
+from common.files import read_jsonl, write_jsonl
+from common.options import usable_device
+from model import Llama
+from tasks.chat import ChatTokenizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+def load_for_training(source: Path, args: Namespace) -> tuple[Llama, ChatTokenizer]:
+    """M_{t-1} with fp32 weights: bf16 ones would lose updates smaller than their 8 bits."""
+    free_memory()  # of the models that sampled
+    device = usable_device(args.device)
+    if dist.is_initialized():
+        model = shard(Llama.on_meta(source), device, getattr(torch, args.dtype))
+        read_into(model.state_dict(), source)
+    else:
+        model = Llama.from_pretrained(source, device=device)
+    model.model.activation_checkpointing = args.activation_checkpointing
+    return model, ChatTokenizer(source, args.chat)
+
+
+def shard(model: Llama, device: torch.device, dtype: torch.dtype) -> Llama:
+    """FSDP2: each rank holds a part of every tensor, in fp32, still without content.
+
+    A block is put together, in `dtype`, only while it is computed; gradients are reduced in fp32.
+    """
+    mesh = dist.init_device_mesh(device.type, (world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # By default the root stays whole after a forward pass: the optimizer would hold wrong tensors.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    register_fsdp_forward_method(model, "response_logps")
+    return model.to_empty(device=device).train()
+
+
+def free_memory() -> None:
+    """Give back what unused models hold: a sharded one is a reference cycle."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def save_checkpoint(folder: Path, model: Llama, optimizer: Optimizer, log: list[dict]) -> None:
+    """Weights, moments and log in folder/checkpoint-N: any number of ranks can go on from there.
+
+    Nothing else has a state. The order of the pairs follows from seed, round and epoch.
+    """
+    whole = folder / f"checkpoint-{len(log)}"
+    part = folder / f"{whole.name}.part"
+    on_main(remove, folder, part.name)
+    weights = dict(model.named_parameters())
+    write_tensors(part / "weights", weights)
+    for moment in MOMENTS:
+        moments = {name: optimizer.state[p][moment] for name, p in weights.items()}
+        write_tensors(part / moment, moments)
+    on_main(write_jsonl, part / "log.jsonl", log)
+    on_main(part.rename, whole)
+    older = [path.name for path in on_main(checkpoints, folder)[:-1]]
+    on_main(remove, folder, *older)
+
+
+def restore_checkpoint(folder: Path, model: Llama, optimizer: Optimizer) -> list[dict]:
+    """Go back to the last checkpoint; its log, which is empty if there is none."""
+    found = on_main(checkpoints, folder)
+    if not found:
+        return []
+    log = read_jsonl(found[-1] / "log.jsonl")
+    weights = dict(model.named_parameters())
+    read_into(weights, found[-1] / "weights")
+    for moment in MOMENTS:
+        moments = {name: torch.zeros_like(p) for name, p in weights.items()}
+        read_into(moments, found[-1] / moment)
+        for name, p in weights.items():
+            optimizer.state[p][moment] = moments[name]
+    for p in weights.values():
+        steps = torch.tensor(float(len(log)))
+        optimizer.state[p]["step"] = steps.to(p.device) if p.is_cuda else steps
+    return log
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those that are whole, the last one last."""
+    found = [path for path in folder.glob("checkpoint-*") if path.suffix != ".part"]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def save_model(model: Llama, source: Path, folder: Path) -> None:
+    """Write a model folder with the tokenizer of `source`; it has its name when it is whole."""
+    if on_main(folder.exists):  # saved before a stop
+        return
+    part = folder.with_name(folder.name + ".part")
+    on_main(remove, folder.parent, part.name)
+    model.save_pretrained(part)
+    on_main(copy_tokenizer, source, part)
+    on_main(part.rename, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    for path in sorted(source.iterdir()):
+        of_the_model = path.name == "config.json" or "safetensors" in path.name
+        if path.suffix in (".json", ".jinja", ".model") and not of_the_model:
+            shutil.copyfile(path, folder / path.name)
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # on the disk before the folder gets its name
+
+
+def remove(folder: Path, *patterns: str) -> None:
+    """Delete files and folders, if they are there."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """The SIGTERMs and SIGINTs that arrive meanwhile, instead of their usual effect."""
+    caught: list[int] = []
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:  # after the last look
+        raise KeyboardInterrupt

@@ -1,0 +1,103 @@
+"""From text to tokens and back: a checkpoint folder's tokenizer, and the chat format of its family."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from common.cli import InputError
+from common.files import read_json
+from tasks.task import Task
+
+# How each family of chat models marks turns, and the token that closes one. Base models have none.
+CHAT_TEMPLATES = {
+    "plain": ("{prompt}", None),
+    "chatml": (
+        "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+}
+MARKS = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}  # a token of each family's
+
+
+class ChatTokenizer:
+    """The text side of a checkpoint folder: tokenizer, chat template, the tokens that end a response."""
+
+    def __init__(self, folder: str | Path, chat: str = "auto"):
+        """chat: a key of CHAT_TEMPLATES, or "auto" to read it off the folder's files.
+
+        Raises InputError for an unusable folder.
+        """
+        folder = Path(folder)
+        self.tokenizer = read_tokenizer(folder)
+        self.chat = self.find_chat(folder) if chat == "auto" else chat
+        self.template, closing = CHAT_TEMPLATES[self.chat]
+        stops = []
+        if closing:
+            stops.append(self.tokenizer.token_to_id(closing))
+            if stops == [None]:
+                advice = f"the tokenizer of {folder} has no {closing} token; try --chat plain"
+                raise InputError(f"--chat {chat}: {advice}")
+        for name in ("generation_config.json", "config.json"):
+            ids = read_json(folder / name).get("eos_token_id")
+            if ids is not None:
+                stops += ids if isinstance(ids, list) else [ids]
+        if not stops:
+            reason = "neither generation_config.json nor config.json names an eos_token_id"
+            raise InputError(f"{folder}: {reason}")
+        self.eos_id = stops[0]  # what a response is trained to end with
+        self.stop_ids = sorted(set(stops))
+
+    @property
+    def is_chat(self) -> bool:
+        return self.chat != "plain"
+
+    def find_chat(self, folder: Path) -> str:
+        """The family whose marks the tokenizer has, if the folder has a chat template at all."""
+        has_template = (folder / "chat_template.jinja").exists()
+        if has_template or "chat_template" in read_json(folder / "tokenizer_config.json"):
+            for chat, mark in MARKS.items():
+                if self.tokenizer.token_to_id(mark) is not None:
+                    return chat
+        return "plain"
+
+    def apply_template(self, text: str) -> str:
+        return self.template.replace("{prompt}", text)
+
+    def prompt_for(self, task: Task, problem: dict) -> str:
+        """What a model reads of a problem."""
+        return self.apply_template(task.prompt_for(problem, self.is_chat))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The tokenizer adds its own BOS, unless the template has already written one."""
+        has_bos = text.startswith("<|begin_of_text|>")
+        return self.tokenizer.encode(text, add_special_tokens=not has_bos).ids
+
+    def encode_response(self, text: str, ended: bool = True) -> list[int]:
+        """A response as it is trained on, apart from its prompt; with EOS, unless it was cut off."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return [*ids, self.eos_id] if ended else ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def newline_ids(self) -> list[int]:
+        """Every token with a line break: they end a new problem, which is one line."""
+        return [i for i in range(self.tokenizer.get_vocab_size()) if "\n" in self.decode([i])]
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"{folder}: has no tokenizer.json; copy it from the original checkpoint")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more exact
+        raise InputError(f"{path}: not a tokenizer file ({error})") from error
+    tokenizer.no_truncation()  # settings of some folders, which would cut prompts silently
+    tokenizer.no_padding()
+    return tokenizer

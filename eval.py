@@ -1,6 +1,6 @@
 """How good is a checkpoint, or a file of responses? Accuracy, and how consistent it is.
 
-    python eval.py --model runs/toy/M2/model                              # the toy task's test problems
+    python eval.py --model runs/toy/M2/model                       # the toy task's test problems
     python eval.py --model DIR --task gsm8k --problems test.jsonl --out m0.jsonl
     python eval.py --responses runs/toy/M2/eval_responses.jsonl
 
@@ -64,8 +64,8 @@ def evaluate(
 def score(rows: list[dict], task: str) -> dict:
     """Means over the problems, from 0 to 1, and standard errors of the accuracies.
 
-    None stands where no row has gold, or a greedy response. Of puzzles there are four greedy scores:
-    whole puzzles, cells (all those of a response without an answer are wrong), easy and hard ones.
+    None stands where no row has gold, or a greedy response. Of puzzles there are four greedy
+    scores: whole puzzles, cells (of a response without an answer all are wrong), easy, hard ones.
     """
     scores = [score_row(row, task) for row in rows]
     result: dict = {"problems": len(rows), "k": len(rows[0]["responses"])}
@@ -88,7 +88,9 @@ def score_row(row: dict, task: str) -> dict:
     """What one problem contributes to each score."""
     answers, ended = response_answers(row, task), was_ended(row)
     winner, votes = majority_vote(answers, random.Random(str(row["id"])))
-    unparsed = [e and extract_answer(text, task) is None for text, e in zip(row["responses"], ended)]
+    unparsed = []
+    for text, complete in zip(row["responses"], ended):
+        unparsed.append(complete and extract_answer(text, task) is None)
     scores = {"greedy": None, "self_consistency": None, "vote_share": votes / len(answers),
               "sample_accuracy": None, "unparsed": float(np.mean(unparsed)),
               "truncated": 1 - float(np.mean(ended))}
@@ -126,67 +128,6 @@ def is_correct(answer: str | None, gold: str, task: str) -> float:
         right, cells = right_cells(answer, gold)
         return float(right == cells)
     return float(answer == gold)
-
-
-# --------------------------------------------------------------------------------------------
-# Which epoch's model is best
-
-SELECTIONS = {
-    "last": "needs no dev problems",
-    "dev": "the best greedy accuracy on --dev (the paper's; reads labels)",
-    "votes": "the highest vote share on --dev, without collapse to few answers (no label)",
-}
-
-
-def score_epochs(source: Path, folder: Path, args: Namespace, name: str) -> list[dict]:
-    """How good the models after each epoch, in folder/epochs, are on the dev problems.
-
-    Epoch 0 is M_{t-1} in `source`: by votes, half the variety of its answers must remain.
-    """
-    task, params = Task.load(args.task), SamplingParams.from_args(args)
-    problems, k = read_problems(args.dev, task, args.limit), args.k
-    first = 0
-    if args.select == "dev":
-        first, k, params = 1, 1, replace(params, temperature=0.0)
-    rows = []
-    for epoch in range(first, args.epochs + 1):
-        checkpoint = folder / f"epochs/{epoch}" if epoch else source
-        model, tokenizer = load_checkpoint(checkpoint, args.chat, args.device, args.dtype)
-        responses = answer_problems(model, tokenizer, task, problems, k, params,
-                                    seed=[args.seed, *EVALUATING], desc=f"{name}, epoch {epoch}")
-        rows.append({"epoch": epoch, **score_epoch(responses, problems, args)})
-        print(f"{name}, {json.dumps(rows[-1])} on dev")
-        del model  # before the next one is loaded
-    return rows
-
-
-def score_epoch(responses: list[dict], problems: list[dict], args: Namespace) -> dict:
-    """Greedy accuracy, or how the k samples agree, which reads no answer."""
-    answers = [response_answers(row, args.task) for row in responses]
-    if args.select == "dev":
-        right = []
-        for [answer], problem in zip(answers, problems):
-            gold = gold_answer(problem, args.task)
-            if gold is not None:
-                right.append(is_correct(answer, gold, args.task))
-        return {"greedy": float(np.mean(right))}
-    winners, shares = set(), []
-    for row, given in zip(responses, answers):
-        winner, votes = majority_vote(given, random.Random(str(row["id"])))
-        winners.add(winner)
-        shares.append(votes / len(given))
-    return {"vote_share": float(np.mean(shares)), "different_answers": len(winners)}
-
-
-def best_epoch(rows: list[dict], select: str) -> int:
-    """The epoch to keep, from the lines of epochs.jsonl; of equal ones the first."""
-    epochs = [row for row in rows if row["epoch"] > 0]
-    if select == "dev":
-        return max(epochs, key=lambda row: row["greedy"])["epoch"]
-    # A model that gives every problem one answer agrees with itself best of all.
-    least = 0.5 * rows[0]["different_answers"]
-    varied = [row for row in epochs if row["different_answers"] >= least]
-    return max(varied or epochs[:1], key=lambda row: row["vote_share"])["epoch"]
 
 
 # --------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
-"""Llama 2, 3, 3.1 and 3.2: the forward pass, its key/value cache, and Hugging Face checkpoints.
+"""Llama 2, 3, 3.1 and 3.2: the forward pass, its key/value cache, Hugging Face checkpoints.
 
-Parameters have the names and the layout of a Hugging Face checkpoint, so loading is a strict copy and
-nothing is converted. Llama 2 (arXiv 2307.09288), Llama 3 (2407.21783), RoPE (2104.09864), grouped-query
-attention (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467).
+Parameters have the names and the layout of a Hugging Face checkpoint, so nothing is converted when
+one is loaded. See Llama 2 (arXiv 2307.09288), Llama 3 (2407.21783), RoPE (2104.09864), grouped
+queries (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467).
 
 In the comments on shapes
-    B  rows of the batch      T  tokens of this call      S  cached tokens and those of this call
+    B  rows of the batch     T  tokens of this call     S  cached tokens and those of this call
     N  response tokens of all rows
-and the rest are the fields of Config, n_heads and n_kv_heads being its two numbers of heads.
+and all else is a field of Config, n_heads and n_kv_heads being its two numbers of heads.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from common.cli import InputError
 from common.distributed import rank
 from common.files import read_json, write_json
 
-# On H100s PyTorch prefers cuDNN's attention, which makes a plan for every new length.
+# On an H100 PyTorch prefers cuDNN's attention, which makes a plan for every new length.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-LOGITS_CHUNK = 1024  # response tokens whose logits exist at once: 0.5 GB in fp32 for 128,256 words
+LOGITS_CHUNK = 1024  # response tokens whose logits exist at once: 0.5 GB for 128,256 words in fp32
 
-# Activation checkpointing: the backward pass computes a call's insides again, nothing is kept of them.
+# Activation checkpointing: of a call nothing is kept; the backward pass computes it again.
 recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -51,23 +51,23 @@ class Config:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope: dict  # rope_type, "default" or "llama3", rope_theta and the four numbers of llama3's scaling
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    rope: dict  # rope_theta; rope_type "default", or "llama3" with the four numbers of its scaling
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
 
     @classmethod
     def from_dict(cls, hf_config: dict, source: str = "config.json") -> Config:
-        """Of a parsed `config.json`. Raises InputError, naming `source`, if it is not a Llama's."""
+        """Raises InputError, naming `source`, if a parsed `config.json` is not a Llama's."""
         return cls(**llama_fields(hf_config, source))
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # The forward pass
 
 
 class Transformer(nn.Module):
-    """A Llama without its vocabulary projection: tokens to final hidden states."""
+    """A Llama without its vocabulary projection: from tokens to final hidden states."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) to hidden states (B, T, hidden_size).
+        """tokens (B, T) → hidden states (B, T, hidden_size).
 
         With a cache, the tokens follow those that it holds, and are added to them.
         """
@@ -96,6 +96,9 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
+Rope = tuple[Tensor, Tensor]  # cosines and sines of this call's positions
+
+
 class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -104,30 +107,26 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache, layer)  # (B, T, hidden_size)
+    def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, hidden_size)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: each of the n_kv_heads serves n_heads / n_kv_heads query heads."""
+    """Grouped queries: each key/value head serves n_heads / n_kv_heads query heads."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.head_dim = config.head_dim
+        hidden, bias = config.hidden_size, config.attention_bias
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+        self.q_proj = nn.Linear(hidden, q_size, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_size, bias=bias)
+        self.v_proj = nn.Linear(hidden, kv_size, bias=bias)
+        self.o_proj = nn.Linear(q_size, hidden, bias=bias)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
@@ -136,19 +135,21 @@ class Attention(nn.Module):
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:
-            y = self.attend_to_cache(q, *cache.append(layer, k, v), cache.mask)
+            k, v = cache.append(layer, k, v)  # (B, n_kv_heads, S, head_dim)
+            y = grouped_attention(q, k, v, cache.mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, hidden_size)
 
-    def attend_to_cache(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q (B, n_heads, T, head_dim) and k, v (B, n_kv_heads, S, head_dim); mask (B, 1, T, S)."""
-        # PyTorch's fast kernels take a mask or grouped queries, but not both. So the queries of a
-        # group are laid out as more rows of one head.
-        n_kv_heads = k.shape[1]
-        group = q.shape[1] // n_kv_heads
-        grouped = q.reshape(len(q), n_kv_heads, -1, self.head_dim)  # (B, n_kv_heads, group · T, head_dim)
-        mask = mask.repeat(1, 1, group, 1)  # (B, 1, group · T, S)
-        y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask)
-        return y.reshape_as(q)  # (B, n_heads, T, head_dim)
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q (B, n_heads, T, head_dim), k, v (B, n_kv_heads, S, head_dim), mask (B, 1, T, S) → as q.
+
+    PyTorch's fast kernels take a mask or grouped queries, but not both. So the queries of a group
+    are laid out as rows of one head.
+    """
+    group = q.shape[1] // k.shape[1]
+    rows = q.reshape(*k.shape[:2], -1, q.shape[-1])  # (B, n_kv_heads, group · T, head_dim)
+    mask = mask.repeat(1, 1, group, 1)  # (B, 1, group · T, S)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape_as(q)
 
 
 class MLP(nn.Module):
@@ -171,13 +172,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # The norm is computed in fp32 whatever x is, and then rounded, before the weight multiplies
-        # it: in bf16 the order shows, and this is Hugging Face's.
+        # The norm is computed in fp32 and rounded to x's precision before the weight multiplies it.
+        # In bf16 the order shows; this is Hugging Face's.
         return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
-def rope_table(positions: Tensor, config: Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions (B, T): two tensors (B, T, 1, head_dim / 2)."""
+def rope_table(positions: Tensor, config: Config, dtype: torch.dtype) -> Rope:
+    """positions (B, T) → cosines and sines, (B, T, 1, head_dim / 2) each."""
     angles = positions[..., None, None] * rope_frequencies(config, positions.device)  # fp32
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -185,13 +186,12 @@ def rope_table(positions: Tensor, config: Config, dtype: torch.dtype) -> tuple[T
 def rope_frequencies(config: Config, device: torch.device) -> Tensor:
     """The angle per position of each pair of features, (head_dim / 2,), in fp32."""
     even = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)
-    frequencies = 1.0 / config.rope["rope_theta"] ** (even / config.head_dim)  # (head_dim / 2,)
+    frequencies = 1.0 / config.rope["rope_theta"] ** (even / config.head_dim)
     if config.rope["rope_type"] == "llama3":
-        # Llama 3.1 stretches the context: frequencies that turned less than low_freq_factor times
-        # over the old one are divided by the factor, those that turned often stay.
+        # Llama 3.1 stretched the context. What turned often over the old one stays as it is; what
+        # turned less than low_freq_factor times is slowed down by the factor.
         low, high = config.rope["low_freq_factor"], config.rope["high_freq_factor"]
-        old_context = config.rope["original_max_position_embeddings"]
-        turns = old_context * frequencies / (2 * math.pi)
+        turns = config.rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         keep = ((turns - low) / (high - low)).clamp(0, 1)
         frequencies = frequencies * (keep + (1 - keep) / config.rope["factor"])
     return frequencies
@@ -200,18 +200,18 @@ def rope_frequencies(config: Config, device: torch.device) -> Tensor:
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x (B, T, heads, head_dim) by cos, sin (B, T, 1, head_dim / 2).
 
-    Hugging Face pairs feature i with i + head_dim / 2, Meta's original files pair 2i with 2i + 1.
-    Their q and k matrices were permuted on the way to Hugging Face, so nothing is permuted here.
+    Hugging Face pairs feature i with i + head_dim / 2, Meta's own files pair 2i with 2i + 1. The q
+    and k matrices were permuted on the way to Hugging Face, so nothing is permuted here.
     """
     first, second = x.chunk(2, dim=-1)  # (B, T, heads, head_dim / 2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class KVCache:
-    """Keys and values of the tokens read so far: an argument of the forward pass, owned by the caller.
+    """Keys and values of the tokens read so far: an argument of the forward pass.
 
-    Rows may hold different numbers of tokens, `lengths` (B,). A row's next token goes to its own slot
-    `lengths[row]`; slots from there on are never attended to, whatever they hold.
+    Rows may hold different numbers of tokens, `lengths` (B,). A row's next token goes to its slot
+    `lengths[row]`; the slots from there on are never looked at, whatever they hold.
     """
 
     def __init__(
@@ -224,44 +224,41 @@ class KVCache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,)
 
     def extend(self, n_tokens: int) -> Tensor:
-        """Make place for the next tokens of each row: their positions (B, n_tokens)."""
-        new = torch.arange(n_tokens, device=self.lengths.device)
+        """Make room for the next tokens of each row; their positions, (B, n_tokens)."""
+        new = torch.arange(n_tokens, device=self.lengths.device)  # (T,)
         self.positions = self.lengths[:, None] + new  # (B, T)
         self.n_visible = int(self.positions.max()) + 1  # S
         slots = torch.arange(self.n_visible, device=new.device)  # (S,)
-        self.mask = (slots <= self.positions[:, :, None])[:, None]  # (B, 1, T, S), True: may look
+        self.mask = (slots <= self.positions[:, :, None])[:, None]  # (B, 1, T, S), True: look
         self.lengths = self.lengths + n_tokens
         return self.positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, n_kv_heads, T, head_dim) of the new tokens; all that may be looked at.
-
-        Returns keys and values, (B, n_kv_heads, S, head_dim) each.
-        """
+        """Store k, v (B, n_kv_heads, T, head_dim); returns all that is visible, S in place of T."""
         rows = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
         self.keys[layer][rows, :, self.positions] = k.transpose(1, 2)
         self.values[layer][rows, :, self.positions] = v.transpose(1, 2)
         return self.keys[layer][:, :, : self.n_visible], self.values[layer][:, :, : self.n_visible]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows: one that is repeated shares its prompt, one that is left out is dropped."""
+        """Keep these rows. One that is repeated shares its prompt, one left out is dropped."""
         for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):  # in turn: no second cache is needed
+            for layer, tensor in enumerate(tensors):  # in turn, so that no second cache is needed
                 tensors[layer] = tensor.index_select(0, rows)
         self.lengths = self.lengths.index_select(0, rows)
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Models in Hugging Face folders
 
 
 class PreTrained(nn.Module):
-    """A model that lives in a folder: `config.json` beside `model.safetensors`, or beside its shards."""
+    """A model that lives in a folder: `config.json` and `model.safetensors`, or its shards."""
 
     def __init__(self, config: Config, hf_config: dict):
         super().__init__()
-        self.hf_config = hf_config  # config.json as it was read, so that saving loses no field
         self.config = config
+        self.hf_config = hf_config  # config.json as it was read: saving loses no field
         self.model = Transformer(config)
 
     @property
@@ -270,12 +267,12 @@ class PreTrained(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model was trained to read at most; no limit if config.json has none."""
+        """The most tokens that the model was trained to read; no limit if config.json has none."""
         return self.hf_config.get("max_position_embeddings") or 2**31
 
     @classmethod
     def on_meta(cls, folder: str | Path) -> Self:
-        """The model of a folder's `config.json`, without weights. Raises InputError if it is none."""
+        """The model of a folder's `config.json`, without weights. Raises InputError."""
         path = Path(folder) / "config.json"
         if not path.exists():
             raise InputError(f"{path}: no such file; a Hugging Face checkpoint folder has one")
@@ -286,44 +283,39 @@ class PreTrained(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
+        cls, folder: str | Path, dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> Self:
-        """Load a checkpoint folder, strictly.
+        """Load a checkpoint folder: every tensor with its exact shape, none missing or left over.
 
-        Every tensor must come from the files with its exact shape, and none may be left over. Raises
-        InputError naming the file and what is wrong with it.
+        Raises InputError naming the file and what is wrong with it.
         """
         model = cls.on_meta(folder)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = {}
-        for name, tensor in read_tensors(Path(folder), model.shapes(), device):
+        for name, tensor in read_tensors(Path(folder), shapes, device):
             state[name] = tensor.to(dtype)
         model.load_state_dict(state, assign=True)
         return model.eval()
 
-    def shapes(self) -> dict[str, tuple]:
-        return {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and the weights: `transformers` and vLLM load the folder.
+        """Write a folder that `from_pretrained`, `transformers` and vLLM load.
 
-        Of a sharded model every rank must call this.
+        Every rank must call this if the model is sharded.
         """
         folder = Path(folder)
         write_tensors(folder, self.state_dict())
         if rank() == 0:
             dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
             hf_config = {**self.hf_config, "dtype": dtype}
-            hf_config.pop("torch_dtype", None)  # the older name of "dtype", which would contradict it
+            hf_config.pop("torch_dtype", None)  # the older name of "dtype"
             write_json(folder / "config.json", dict(sorted(hf_config.items())))
 
 
 class Llama(PreTrained):
     """A language model: `model(tokens)` with tokens (B, T) gives logits (B, T, vocab_size).
 
-    Shorter rows are padded on the right: attention is causal, so padding never reaches a token.
+    Shorter rows are padded on the right: attention is causal, so padding reaches no token.
     """
 
     def __init__(self, config: Config, hf_config: dict):
@@ -335,20 +327,20 @@ class Llama(PreTrained):
         return self.compute_logits(self.model(tokens, cache))  # (B, T, vocab_size)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Final hidden states (..., hidden_size) to logits (..., vocab_size)."""
+        """hidden states (..., hidden_size) → logits (..., vocab_size)."""
         if self.config.tie_word_embeddings:
             return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)
 
     def response_logps(self, tokens: Tensor, response_mask: Tensor) -> Tensor:
-        """log p(response | prompt) of each row, in nats: (B,) fp32, summed over response tokens.
+        """log p(response | prompt) of each row, in nats, summed over its tokens: (B,) fp32.
 
-        tokens, response_mask: (B, T). Only response tokens are projected to the vocabulary, and the
-        logits of no more than LOGITS_CHUNK of them exist at once, in the backward pass too.
+        tokens, response_mask: (B, T). Only response tokens are projected to the vocabulary, and
+        the logits of LOGITS_CHUNK of them at most exist at once, in the backward pass too.
         """
         row, position = response_mask.nonzero(as_tuple=True)  # (N,) each
         hidden = self.model(tokens)  # (B, T, hidden_size)
-        before = hidden[row, position - 1]  # (N, hidden_size): what predicts the token
+        before = hidden[row, position - 1]  # (N, hidden_size), which predict the response tokens
         logps = self.chunked_logps(before, tokens[row, position])  # (N,)
         sums = torch.zeros(len(tokens), device=tokens.device)  # (B,)
         return sums.index_add(0, row, logps)
@@ -364,16 +356,16 @@ class Llama(PreTrained):
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """log p of each target, in nats: logits (N, vocab_size) and targets (N,) to (N,) in fp32."""
+    """log p of each target, in nats: logits (N, vocab_size), targets (N,) → (N,) fp32."""
     logits = logits.float()  # a sum of bf16 log-probs near -300 would move in steps of 2
     return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """(prompt, response) token lists to tokens (B, T), padded on the right, and response_mask (B, T).
+    """(prompt, response) tokens → tokens (B, T), padded on the right, and response_mask (B, T).
 
-    The mask marks the response, its closing EOS included. It comes from the lengths, so the value of
-    the padding does not matter, not even if it is EOS.
+    The mask marks the response, its EOS included. It comes from the lengths, so the value of the
+    padding does not matter, not even if it is EOS.
     """
     tokens, masks = [], []
     for prompt, response in sequences:

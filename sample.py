@@ -2,15 +2,15 @@
 
     python sample.py --task toy --limit 20 --out responses.jsonl
     python sample.py --task gsm8k --model DIR --problems train.jsonl --k 8 --out responses.jsonl
-    python vote.py responses.jsonl                                      # then look at the votes
+    python vote.py responses.jsonl                                    # then look at the votes
 
-These are the steps 1 and 2 of scpo.py. `generate` reads each prompt once, shares its keys and values
-among the k rows that continue it, and drops rows as they end. The random numbers of a response depend
-on (seed, prompt, sample number, position) alone: up to the rounding of matrix products, a problem gets
-the same samples alone and among a thousand others.
+These are the steps 1 and 2 of scpo.py. `generate` reads each prompt once, shares its keys and
+values among the k rows that continue it, and drops rows as they end. The random numbers of a
+response depend on (seed, prompt, sample number, position) alone: up to the rounding of matrix
+products, a problem gets the same samples alone and among a thousand others.
 
 In the comments on shapes
-    P  prompts of a batch      R  rows: P · k, less those dropped      T  tokens of the longest prompt
+    P  prompts of a batch     T  tokens of the longest one     R  rows: P · k, less those dropped
     N  likeliest tokens that are looked at
 """
 
@@ -36,14 +36,17 @@ from tasks.task import Task, read_problems
 from tasks.zebralogic.puzzle import rephrased_puzzle
 from vote import show_votes
 
-DROP_BELOW = 7 / 8  # share of the rows still active: dropping copies the cache, so not for each row
-STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which looks at every row's text
+DROP_BELOW = 7 / 8  # share of rows still active: dropping copies the cache, so not for every row
+STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes every row's text
 STOP_FN_TOKENS = 40  # last tokens of a response in which a stop string is looked for
+NUCLEUS = 1024  # likeliest tokens looked at first; if they hold less than top_p, all are sorted
+
+StopFn = Callable[[list[int]], bool]  # whether these tokens end a response
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn; every field is an option of the scripts."""
+    """How tokens are drawn. Each field is an option of the scripts."""
 
     temperature: float  # divides the logits; 0 is greedy
     top_p: float  # the share of probability that is kept at each token
@@ -63,47 +66,37 @@ class Response:
 
 @torch.inference_mode()
 def generate(
-    model: Llama,
-    prompts: list[list[int]],
-    k: int,
-    params: SamplingParams,
-    *,
-    seed: Sequence[int],
-    stop_ids: Sequence[int] = (),
-    stop_fn: Callable[[list[int]], bool] | None = None,
-    first_sample: int = 0,
-    desc: str = "",
+    model: Llama, prompts: list[list[int]], k: int, params: SamplingParams, *,
+    seed: Sequence[int], stop_ids: Sequence[int] = (), stop_fn: StopFn | None = None,
+    first_sample: int = 0, desc: str = "",
 ) -> list[list[Response]]:
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
-    stop_ids: tokens that end a response. stop_fn(tokens): may end one by its text.
-    first_sample: the number of the first sample; other numbers are other samples.
-    desc: names a progress bar. Raises InputError for a prompt that the model cannot read.
+    stop_ids: tokens that end a response. stop_fn: ends one by its text.
+    first_sample: the number of the first sample; samples of other numbers are others.
+    desc: names the progress bar. Raises InputError for a prompt that is too long for the model.
     """
     longest = max(map(len, prompts), default=0)
     if longest + params.max_new_tokens > model.context_length:
         raise InputError(
             f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens} exceed the "
             f"model's max_position_embeddings {model.context_length}; lower --max-new-tokens or "
-            "drop the longest problems"
-        )
+            "drop the longest problems")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths: no padding
     size = max(1, params.max_num_seqs // k)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     batches.reverse()  # what needs the most memory comes first
-    mine = batches[rank() :: world_size()]  # whole batches: the samples do not depend on the ranks
+    mine = batches[rank() :: world_size()]  # whole batches: samples do not depend on the ranks
     responses: dict[int, list[Response]] = {}
     with progress_bar(desc=desc, unit="tok", unit_scale=True) as bar:
         for batch in mine:
-            batch_prompts = [prompts[i] for i in batch]
             uniforms = []
-            for prompt in batch_prompts:
+            for i in batch:
                 for sample in range(first_sample, first_sample + k):
-                    uniforms.append(draw_uniforms(seed, prompt, sample, params.max_new_tokens))
-            cache, logits = prefill(model, batch_prompts, k, params.max_new_tokens)
+                    uniforms.append(draw_uniforms(seed, prompts[i], sample, params.max_new_tokens))
+            cache, logits = prefill(model, [prompts[i] for i in batch], k, params.max_new_tokens)
             decoded = decode(
-                model, cache, logits, np.stack(uniforms), params, set(stop_ids), stop_fn, bar
-            )
+                model, cache, logits, np.stack(uniforms), params, set(stop_ids), stop_fn, bar)
             del cache, logits  # before the next batch makes its own
             for place, i in enumerate(batch):
                 responses[i] = decoded[place * k : (place + 1) * k]
@@ -113,7 +106,7 @@ def generate(
 
 
 def draw_uniforms(seed: Sequence[int], prompt: list[int], sample: int, count: int) -> np.ndarray:
-    """(count,) numbers in [0, 1): one for each token of a response."""
+    """(count,) numbers in [0, 1), one for each token of a response."""
     problem = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())
     return np.random.default_rng([*seed, problem, sample]).random(count, dtype=np.float32)
 
@@ -121,14 +114,13 @@ def draw_uniforms(seed: Sequence[int], prompt: list[int], sample: int, count: in
 def prefill(
     model: Llama, prompts: list[list[int]], k: int, max_new_tokens: int
 ) -> tuple[KVCache, Tensor]:
-    """Read each prompt once. The cache, and the logits (R, vocab_size) of the k rows of each."""
+    """Read each prompt once: the cache and the next logits (R, vocab_size), of k rows for each."""
     tokens = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)  # (P, T)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)  # (P,)
-    slots = tokens.shape[1] + max_new_tokens
-    dtype = model.model.norm.weight.dtype
+    slots, dtype = tokens.shape[1] + max_new_tokens, model.model.norm.weight.dtype
     cache = KVCache(model.config, len(prompts), slots, dtype, model.device)
     hidden = model.model(tokens.to(model.device), cache)  # (P, T, hidden_size)
-    cache.lengths = lengths  # padding lies beyond them: it is never seen, and overwritten later
+    cache.lengths = lengths  # padding lies beyond: it is never seen, and overwritten later
     prompt = torch.arange(len(prompts), device=model.device)
     logits = model.compute_logits(hidden[prompt, lengths - 1])  # (P, vocab_size)
     if k == 1:
@@ -139,18 +131,12 @@ def prefill(
 
 
 def decode(
-    model: Llama,
-    cache: KVCache,
-    logits: Tensor,
-    uniforms: np.ndarray,
-    params: SamplingParams,
-    stop_ids: set[int],
-    stop_fn: Callable[[list[int]], bool] | None,
-    bar: tqdm,
+    model: Llama, cache: KVCache, logits: Tensor, uniforms: np.ndarray, params: SamplingParams,
+    stop_ids: set[int], stop_fn: StopFn | None, bar: tqdm,
 ) -> list[Response]:
-    """Continue every row of the cache, until it ends or has max_new_tokens.
+    """Continue every row of the cache until it ends or has max_new_tokens.
 
-    logits (R, vocab_size) are those of the first new token, uniforms (R, max_new_tokens) decide.
+    logits (R, vocab_size): of the first new token. uniforms (R, max_new_tokens).
     """
     responses = [Response([], False) for _ in range(len(logits))]
     active = np.arange(len(logits))  # (R,): the response that each row of the cache continues
@@ -179,17 +165,11 @@ def decode(
     return responses
 
 
-# ----------------------------------------------------------------------------------------------
-# From logits to a token
-
-NUCLEUS = 1024  # likeliest tokens looked at first; if they hold less than top_p, all are sorted
-
-
 def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
     """One token per row, (R,), from logits (R, vocab_size) and uniforms (R,) in [0, 1).
 
     Nucleus sampling (arXiv 1904.09751): only the fewest likeliest tokens that together have
-    probability `top_p` can be drawn. Temperature 0 is greedy.
+    probability top_p can be drawn. Temperature 0 is greedy.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -205,32 +185,24 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
 
 
 def sample_nucleus(probs: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """One of the `ids` (R, N) per row, by inverse CDF: probs (R, N) descend, uniforms (R,)."""
-    before = probs.cumsum(-1) - probs  # (R, N): what the likelier tokens hold
-    nucleus = probs * (before < top_p)  # 0 from where they hold top_p already
+    """One of the ids (R, N) per row by inverse CDF; probs (R, N) descend, uniforms (R,)."""
+    likelier = probs.cumsum(-1) - probs  # (R, N): what the tokens before hold together
+    nucleus = probs * (likelier < top_p)  # 0 from where they hold top_p already
     reached = nucleus.cumsum(-1)  # (R, N)
     index = (reached <= uniforms[:, None] * reached[:, -1:]).sum(-1)  # (R,)
     last = (nucleus > 0).sum(-1) - 1  # rounding may push the index one too far
     return ids.gather(-1, torch.minimum(index, last)[:, None])[:, 0]
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Steps 1 and 2: problems and responses
 
 
 def answer_problems(
-    model: Llama,
-    tokenizer: ChatTokenizer,
-    task: Task,
-    problems: list[dict],
-    k: int,
-    params: SamplingParams,
-    *,
-    seed: Sequence[int],
-    first_sample: int = 0,
-    desc: str = "",
+    model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], k: int,
+    params: SamplingParams, *, seed: Sequence[int], first_sample: int = 0, desc: str = "",
 ) -> list[dict]:
-    """k responses to each problem: the lines of `responses.jsonl`. Gold answers are not looked at."""
+    """k responses to each problem: lines of responses.jsonl. Gold answers are not looked at."""
     stops = () if tokenizer.is_chat else task.stop
 
     def says_stop(tokens: list[int]) -> bool:
@@ -239,26 +211,19 @@ def answer_problems(
 
     prompts = [tokenizer.prompt_for(task, problem) for problem in problems]
     sampled = generate(
-        model,
-        [tokenizer.encode_prompt(prompt) for prompt in prompts],
-        k,
-        params,
-        seed=seed,
-        stop_ids=tokenizer.stop_ids,
-        stop_fn=says_stop if stops else None,
-        first_sample=first_sample,
-        desc=desc,
-    )
+        model, [tokenizer.encode_prompt(prompt) for prompt in prompts], k, params, seed=seed,
+        stop_ids=tokenizer.stop_ids, stop_fn=says_stop if stops else None,
+        first_sample=first_sample, desc=desc)
     rows = []
     for problem, prompt, responses in zip(problems, prompts, sampled):
-        row = {"id": problem["id"], "question": problem["question"], "prompt": prompt}
-        row["responses"], row["ended"] = [], []
+        texts, ended = [], []
         for response in responses:
             text = tokenizer.decode(response.tokens)
             kept = before_stop(text, stops)
-            row["responses"].append(kept)
-            row["ended"].append(response.ended or len(kept) < len(text))
-        rows.append(row)
+            texts.append(kept)
+            ended.append(response.ended or len(kept) < len(text))
+        row = {"id": problem["id"], "question": problem["question"], "prompt": prompt}
+        rows.append({**row, "responses": texts, "ended": ended})
     return rows
 
 
@@ -270,23 +235,15 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def write_problems(
-    model: Llama,
-    tokenizer: ChatTokenizer,
-    task: Task,
-    problems: list[dict],
-    count: int,
-    params: SamplingParams,
-    *,
-    seed: Sequence[int],
-    known: Sequence[str] = (),
-    fits: Callable[[dict], bool] = lambda problem: True,
-    name: str = "new",
+    model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], count: int,
+    params: SamplingParams, *, seed: Sequence[int], known: Sequence[str] = (),
+    fits: Callable[[dict], bool] = lambda problem: True, name: str = "new",
 ) -> tuple[list[dict], dict[str, int]]:
     """New problems in the style of `problems`, without answers (paper, section 2).
 
     The model reads random ones as examples and writes another. A puzzle is rephrased from one: one
-    attribute gets new values, another is replaced. Dropped is what was cut off, is malformed, is too
-    long for whoever is to answer (not `fits`), or equals one of `problems`, `known` or the new ones.
+    attribute gets new values, another is replaced. Dropped is what was cut off, is malformed, is
+    too long (not `fits`), or equals one of `problems`, of the questions `known` or of the new ones.
 
     Returns the problems that are kept, and how many of the `count` were dropped for which reason.
     """
@@ -295,28 +252,21 @@ def write_problems(
     prompts = []
     for shown in examples:
         attributes = rng.sample(shown[0]["header"][1:], 2) if task.puzzle else ()
-        prompts.append(tokenizer.apply_template(task.writer_prompt(shown, attributes)))
+        prompt = tokenizer.apply_template(task.writer_prompt(shown, attributes))
+        prompts.append(tokenizer.encode_prompt(prompt))
     stop_ids = tokenizer.stop_ids
-    if not task.puzzle:
+    if not task.puzzle:  # it is one line
         stop_ids = tokenizer.newline_ids() + stop_ids
     sampled = generate(
-        model,
-        [tokenizer.encode_prompt(prompt) for prompt in prompts],
-        1,
-        params,
-        seed=seed,
-        stop_ids=stop_ids,
-        desc=f"{name}: writing problems",
-    )
+        model, prompts, 1, params, seed=seed, stop_ids=stop_ids, desc=f"{name}: writing problems")
     seen = {words_of(question) for question in known}
     seen.update(words_of(problem["question"]) for problem in problems)
     kept, dropped = [], {"cut off": 0, "malformed": 0, "too long": 0, "seen before": 0}
     for [response], shown in zip(sampled, examples):
         written = tokenizer.decode(response.tokens)
+        problem = {"question": written.strip().removeprefix("Q:").strip()}
         if task.puzzle:
             problem = rephrased_puzzle(written, shown[0])
-        else:
-            problem = {"question": written.strip().removeprefix("Q:").strip()}
         words = words_of(problem["question"]) if problem else ""
         if not response.ended:
             dropped["cut off"] += 1
@@ -338,7 +288,7 @@ def words_of(question: str) -> str:
     return " ".join("".join(letters).split())
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # As a script
 
 
@@ -347,16 +297,14 @@ def main() -> None:
     add_sampling_options(parser)
     parser.add_argument("--out", default="responses.jsonl", help="must not exist yet")
     args = parse_args(parser)
-    task = Task.load(args.task)
     check_out(args.out)
+    task = Task.load(args.task)
     problems = read_problems(args.problems, task, args.limit)
     model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype)
-    params = SamplingParams.from_args(args)
-    rows = answer_problems(
-        model, tokenizer, task, problems, args.k, params, seed=[args.seed], desc="sampling"
-    )
+    rows = answer_problems(model, tokenizer, task, problems, args.k, SamplingParams.from_args(args),
+                           seed=[args.seed], desc="sampling")
     write_jsonl(args.out, rows)
-    print(show_votes(rows[0], task.name))
+    print(show_votes(rows[0], args.task))
     print(f"{len(rows)} problems × {args.k} responses → {args.out}")
 
 

@@ -5,7 +5,7 @@ One round turns a model M_{t-1} into M_t, without a label (section 2 of the pape
 1. Problems.   M_{t-1} reads four random problems and writes another.    sample.write_problems
 2. Responses.  It answers every problem x k times: y_1 … y_k.            sample.answer_problems
 3. Votes.      V(y) = Σ_m 1[ans(y_m) = ans(y)]                           vote.count_votes
-4. Pair.       y+ = argmax V and y- = argmin V, if V(y+) ≥ τ.            scpo_pair
+4. Pair.       y+ = argmax V, y- = argmin V; a pair if V(y+) ≥ τ.        scpo_pair
 5. Weight.     w(x) = (V(y+) - V(y-)) / k                                pair_weight
 6. Training.   θ starts at M_{t-1} and minimizes the mean over pairs of  scpo_loss
 
@@ -15,9 +15,9 @@ One round turns a model M_{t-1} into M_t, without a label (section 2 of the pape
 
 The threshold τ also filters the new problems: one without a consistent answer gives no pair.
 
-This file holds the steps 4 to 6, as functions of plain values up to the last section; train.py runs
-all six. What the paper leaves open (ties, responses without an answer, unanimous problems) is
-decided here, in comments.
+train.py runs the six steps. Here are 4 to 6, as functions of plain values up to the last section,
+which asks a model for its log-probs. What the paper leaves open (ties, responses without an answer,
+problems on which all agree) is decided here, each in a comment.
 
 In the comments on shapes, B is the number of pairs.
 """
@@ -38,18 +38,18 @@ class NoPair(Exception):
     """Why a problem gives no pair: "below tau", "unanimous", "tied" and the like."""
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Steps 4 and 5: from votes to a weighted pair
+
+Answers = Sequence[str | None]  # of the k responses that vote, then of extra ones; None for none
 
 
 def scpo_pair(
-    answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, rng: random.Random
+    answers: Answers, votes: Sequence[int], k: int, tau: float, rng: random.Random
 ) -> tuple[int, int]:
-    """Which of the responses to one problem are y+ and y-: their indices.
+    """The indices of y+ and y- among the responses to one problem.
 
-    answers: of the k responses that vote, then of extra ones, which can only be rejected. None for
-        a response without an answer.
-    votes: V of each, as count_votes(answers, k) gives them.
+    votes: V of each, as count_votes(answers, k) gives them. Extra responses can only be rejected.
     tau: the least share of the k votes for y+. The paper's τ is a number of votes, tau · k.
     Raises NoPair.
     """
@@ -59,14 +59,14 @@ def scpo_pair(
     if not others:
         raise NoPair("unanimous")
     fewest = min(votes[i] for i in others)
-    if fewest == votes[chosen]:
-        raise NoPair("tied")  # w(x) = 0: no loss, and it would dilute the mean
+    if fewest == votes[chosen]:  # so for tau ≥ 0.5 a tie at the top never becomes a pair
+        raise NoPair("tied")  # w(x) = 0 is no loss, and would dilute the mean
     least_consistent = [i for i in others if votes[i] == fewest]
     return chosen, draw_response(answers, least_consistent, rng)
 
 
 def most_consistent(
-    answers: Sequence[str | None], votes: Sequence[int], k: int, tau: float, rng: random.Random
+    answers: Answers, votes: Sequence[int], k: int, tau: float, rng: random.Random
 ) -> int:
     """The index of y+. Raises NoPair if nobody voted or V(y+) < τ."""
     most = max(votes[:k])
@@ -75,29 +75,27 @@ def most_consistent(
     return draw_response(answers, [i for i in range(k) if votes[i] == most], rng)
 
 
-def draw_response(
-    answers: Sequence[str | None], candidates: list[int], rng: random.Random
-) -> int:
-    """One of the candidates. Where answers tie, first an answer is drawn, then one of its responses."""
-    different = dict.fromkeys(answers[i] for i in candidates)  # in order, as a set is not
+def draw_response(answers: Answers, candidates: list[int], rng: random.Random) -> int:
+    """One of the candidates. Where answers tie, an answer is drawn, then one of its responses."""
+    different = dict.fromkeys(answers[i] for i in candidates)  # in order, which a set loses
     answer = rng.choice(list(different))
     return rng.choice([i for i in candidates if answers[i] == answer])
 
 
 def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
-    """w(x) = (V(y+) - V(y-)) / k, from 0 to 1; k counts also the responses without an answer.
+    """w(x) = (V(y+) - V(y-)) / k, from 0 to 1. Responses without an answer count in k.
 
-    An extra response has the votes of its answer among the k, often none: then w is V(y+) / k.
+    Where all k agree, y- is an extra response, nobody voted for it, and w(x) = 1.
     """
     return (votes_chosen - votes_rejected) / k
 
 
-def is_unanimous(answers: Sequence[str | None]) -> bool:
+def is_unanimous(answers: Answers) -> bool:
     """Whether all k responses agree. Then extra, hotter ones are sampled, to find one to reject."""
     return answers[0] is not None and len(set(answers)) == 1
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # What the paper compares with: other judges than the vote (section 3)
 
 METHODS = {
@@ -110,12 +108,10 @@ METHODS = {
 }
 
 
-def gold_pair(
-    answers: Sequence[str | None], k: int, gold: str | None, rng: random.Random
-) -> tuple[int, int]:
+def gold_pair(answers: Answers, k: int, gold: str | None, rng: random.Random) -> tuple[int, int]:
     """IRPO with gold (arXiv 2404.19733): a random correct and a random wrong response.
 
-    A response without an answer is wrong too. An extra response, after the first k, can only be
+    A response without an answer is wrong too. An extra response, behind the first k, can only be
     rejected, and only where all k are right. Raises NoPair.
     """
     if gold is None:
@@ -139,7 +135,7 @@ def reward_pair(rewards: Sequence[float]) -> tuple[int, int]:
     return rewards.index(highest), rewards.index(lowest)
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Step 6: the loss
 
 
@@ -155,12 +151,12 @@ def scpo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss L of each pair, not yet averaged (section 2, the weighted loss).
 
-    The four log-probs (B,) are sums over a response's tokens, in nats; chosen_lengths (B,) is |y+| in
-    tokens, EOS included; weights (B,) is w(x). With w = 1 this is the loss of Iterative RPO (arXiv
-    2404.19733), and with α = 0 also that of DPO.
+    The four log-probs (B,) are sums over a response's tokens, in nats; chosen_lengths (B,) is |y+|
+    in tokens, EOS included; weights (B,) is w(x). With w = 1 this is the loss of Iterative RPO
+    (arXiv 2404.19733), and with α = 0 also that of DPO.
 
-    Returns losses, chosen_rewards and rejected_rewards, (B,) each. The rewards, β · log[M_θ / M_{t-1}],
-    are for looking at, and carry no gradient.
+    Returns losses, chosen_rewards and rejected_rewards, (B,) each. The rewards, β · log[M_θ /
+    M_{t-1}], are there to look at: they carry no gradient.
     """
     chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
     rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)  # (B,)
@@ -175,8 +171,8 @@ def nll_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
     return -policy_chosen_logps / chosen_lengths
 
 
-# ----------------------------------------------------------------------------------------------
-# Step 6 on a model: its log-probs of a micro-batch of pairs, and their losses
+# --------------------------------------------------------------------------------------------
+# Step 6 on a model
 
 
 @dataclass
@@ -196,7 +192,7 @@ class EncodedPair:
 
 
 def encode_pair(pair: dict, tokenizer: ChatTokenizer) -> EncodedPair:
-    """A response that was cut off is trained on without the EOS that it did not write."""
+    """The tokens of a line of pairs.jsonl. A response that was cut off gets no EOS."""
     responses = {"chosen": None, "rejected": None}
     for side in responses:
         if pair[side] is not None:
@@ -207,7 +203,7 @@ def encode_pair(pair: dict, tokenizer: ChatTokenizer) -> EncodedPair:
 def pair_metrics(
     model: Llama, pairs: list[EncodedPair], beta: float, alpha: float
 ) -> dict[str, Tensor]:
-    """The loss of each pair and what log.jsonl tells of it, (B,) each."""
+    """The loss of each pair, and what log.jsonl tells of it beside, (B,) each."""
 
     def column(values: list) -> Tensor:
         return torch.tensor(values, device=model.device)  # (B,)
@@ -216,7 +212,7 @@ def pair_metrics(
     weights = column([pair.weight for pair in pairs])
     reference_chosen = column([pair.reference_chosen_logp for pair in pairs])
     reference_rejected = column([pair.reference_rejected_logp for pair in pairs])
-    chosen, rejected = pair_logps(model, pairs)
+    chosen, rejected = pair_logps(model, pairs)  # (B,) each
     nll = nll_loss(chosen, lengths)
     if pairs[0].rejected is None:
         return {"loss": weights * nll, "nll": nll, "chosen_logp": chosen}

@@ -18,8 +18,8 @@ can read, in runs/NAME/Mt/:
     model/                M_t, a Hugging Face checkpoint folder
     eval_responses.jsonl  greedy and sampled responses to the test problems; eval.json has scores
 
-A finished file is not made again, so a run that was stopped goes on with the same command. No answer
-is read but for the evaluation and where an option asks: --method gold or semi, --select dev.
+A finished file is not made again, so a run that was stopped goes on with the same command. Answers
+are read for the evaluation alone, and where an option asks: --method gold or semi, --select dev.
 """
 
 import math
@@ -35,55 +35,24 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from common.checks import check_inputs
 from common.cli import ArgumentParser, InputError, integer, real, run_script
-from common.distributed import (
-    all_gather_dict,
-    all_reduce,
-    init_distributed,
-    leave,
-    on_main,
-    progress_bar,
-    split,
-    world_size,
-)
+from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
+                                progress_bar, split, world_size)
 from common.files import write_json
-from common.options import (
-    add_sampling_options,
-    check_inputs,
-    load_checkpoint,
-    parse_args,
-    usable_device,
-)
-from common.reward_model import RewardModel, reward_responses
+from common.options import add_sampling_options, load_checkpoint, parse_args, usable_device
+from common.reward_model import make_rewards
 from common.runs import Run, open_run, per_round, write_results
+from common.selection import SELECTIONS, best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (
-    caught_signals,
-    free_memory,
-    load_for_training,
-    remove,
-    restore_checkpoint,
-    save_checkpoint,
-    save_model,
-)
-from eval import SELECTIONS, best_epoch, evaluate_checkpoint, score, score_epochs, table
+from common.training import (caught_signals, free_memory, load_for_training, remove,
+                             restore_checkpoint, save_checkpoint, save_model)
+from eval import evaluate_checkpoint, score, table
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
-from scpo import (
-    METHODS,
-    EncodedPair,
-    NoPair,
-    encode_pair,
-    gold_pair,
-    is_unanimous,
-    most_consistent,
-    pair_logps,
-    pair_metrics,
-    pair_weight,
-    reward_pair,
-    scpo_pair,
-    sequences,
-)
+from scpo import (METHODS, EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
+                  most_consistent, pair_logps, pair_metrics, pair_weight, reward_pair, scpo_pair,
+                  sequences)
 from tasks.chat import ChatTokenizer
 from tasks.task import Task, read_golds, read_problems, unlabeled
 from vote import count_votes, response_answers, show_votes, was_ended
@@ -165,37 +134,30 @@ def make_responses(source: Path, problems: list[dict], args: Namespace, t: int) 
     params, seed = SamplingParams.from_args(args), [args.seed, t, ANSWERING]
     rows = answer_problems(model, tokenizer, task, problems, args.k, params, seed=seed,
                            desc=f"M{t}: {args.k} responses")
-    unanimous = []
-    if args.extra > 0:
-        unanimous = [row for row in rows if is_unanimous(response_answers(row, args.task))]
+    unanimous, no_answer, cut_off = [], 0, 0
+    for row in rows:
+        answers = response_answers(row, args.task)
+        no_answer, cut_off = no_answer + answers.count(None), cut_off + row["ended"].count(False)
+        if args.extra and is_unanimous(answers):
+            unanimous.append(row)
+    if unanimous:
         params = replace(params, temperature=args.extra_temperature)
         hotter = answer_problems(model, tokenizer, task, unanimous, args.extra, params, seed=seed,
                                  first_sample=args.k, desc=f"M{t}: extra responses")
         for row, extra in zip(unanimous, hotter):
             row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
-    print(f"M{t} responses: {len(rows)} problems × {args.k}, {len(unanimous)} unanimous ones × "
-          f"{args.extra} more")
+    print(f"M{t} responses: {len(rows)} problems × {args.k}, of which {no_answer} without an answer"
+          f" and {cut_off} of these cut off; {len(unanimous)} unanimous ones × {args.extra} more")
     for row in rows[:2]:
         print("    " + show_votes(row, args.task).replace("\n", "\n    "))
     return rows
-
-
-def make_rewards(responses: list[dict], args: Namespace, t: int) -> list[dict]:
-    """The reward model's score of each of the k responses."""
-    judge, tokenizer = load_checkpoint(args.reward_model, "auto", args.device, args.dtype,
-                                       RewardModel, "--reward-model")
-    batch_size = max(1, args.max_num_seqs // args.k)  # whole conversations: no prompt is shared
-    scores = reward_responses(judge, tokenizer, responses, batch_size, f"M{t}: rewards")
-    return [{"id": row["id"], "rewards": rewards} for row, rewards in zip(responses, scores)]
 
 
 # --------------------------------------------------------------------------------------------
 # Steps 3, 4 and 5: votes, pairs and their weights
 
 
-def make_pairs(
-    responses: list[dict], rewards: list[dict], args: Namespace, t: int
-) -> list[dict]:
+def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: int) -> list[dict]:
     """At most one pair per problem, and a line on what became of the others."""
     golds = {}
     if args.method in ("gold", "semi"):
@@ -397,9 +359,12 @@ def summary(log: list[dict]) -> str:
 
 def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     """The scores of M_t on the test problems: eval.json."""
-    if not args.test:
-        return
     name = f"M{t}/eval_responses.jsonl"
+    if not args.test or args.no_eval:
+        return
+    if run.has(name) and run.has(f"M{t}/eval.json"):
+        run.keep(name)
+        return
     rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, f"M{t}")
     result = score(rows, args.task)
     on_main(write_json, run.folder / f"M{t}/eval.json", result)
@@ -423,8 +388,8 @@ def options() -> ArgumentParser:
     ratio = real(lambda value: 0 <= value <= 1, "must be from 0 to 1")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     selections = "; ".join(f"{name}: {meaning}" for name, meaning in SELECTIONS.items())
-    add("--test", help="problems with answers, for the evaluation alone")
-    add("--no-eval", dest="test", action="store_const", const="", help="skip the evaluation")
+    add("--test", help="problems with answers, for the evaluation alone; '' for none")
+    add("--no-eval", action="store_true", help="skip the evaluation")
     add("--dev", help="problems to select an epoch by; answers are read only for --select dev")
     add("--answers", help="problems with answers, for gold and semi if --problems has none")
     add("--out", help="folder of the run, runs/TASK if not given; the same one again goes on")

@@ -1,4 +1,4 @@
-"""Which answer did each response give, and how many responses agree with it? (Step 3 of scpo.py.)
+"""Which answer did each response give, and how many responses agree with it? Step 3 of scpo.py.
 
     python vote.py runs/toy/M1/responses.jsonl              # the votes, problem by problem
 
@@ -7,11 +7,11 @@ problem, how many end in the same final answer:
 
     V(y) = Σ_m 1[ans(y_m) = ans(y)]
 
-An answer is brought to one spelling when it is extracted, so "1,000", "$1000" and "1000.00" are one
-answer. "No answer" is None: it is never a candidate (V = 0), yet k stays the denominator.
+An answer is brought to one spelling when it is extracted, so "1,000", "$1000" and "1000.00" are
+one answer. "No answer" is None: never a candidate (V = 0), yet k stays the denominator.
 
-Only the standard library is used, here and where LaTeX (tasks/math/formula.py) and the tables of
-puzzles (tasks/zebralogic/puzzle.py) are read.
+Only the standard library is used, here and in what reads numbers (tasks/gsm8k/number.py), LaTeX
+(tasks/math/formula.py) and the tables of puzzles (tasks/zebralogic/puzzle.py).
 """
 
 import json
@@ -28,29 +28,16 @@ from tasks.zebralogic.puzzle import extract_table, is_filled
 
 
 def count_votes(answers: Sequence[str | None], k: int | None = None) -> list[int]:
-    """V(y) of each response: how many of the first k, or of all, give the same answer; 0 for None."""
+    """V(y) of each response: how many of the first k, or of all, give its answer; 0 for None."""
     ballots = Counter(answers[:k])
     return [0 if answer is None else ballots[answer] for answer in answers]
 
 
-def extract_answer(text: str, task: str) -> str | None:
-    """The final answer of a response, in one spelling per value, or None if it has none.
-
-    Raises InputError for a task without an extractor.
-    """
-    if task not in EXTRACTORS:
-        known = ", ".join(EXTRACTORS)
-        raise InputError(f"task {task!r} has no answer extractor; known: {known}")
-    if task != "zebralogic":  # a base model may run on with another problem
-        text = NEXT_QUESTION.split(text, maxsplit=1)[0]
-    return EXTRACTORS[task](text)
-
-
 def response_answers(row: dict, task: str) -> list[str | None]:
-    """The answers with which the k responses of a line of `responses.jsonl` vote.
+    """The answers with which the k responses of a line of responses.jsonl vote.
 
-    A response that was cut off at the token limit has none. Nor has a table with cells left blank:
-    k copies of the form to fill in would be the clearest vote of all.
+    A response that was cut off at the token limit has none. Nor has a table with blank cells: k
+    copies of the form to fill in would be the clearest vote of all.
     """
     answers = []
     for text, ended in zip(row["responses"], was_ended(row)):
@@ -66,32 +53,35 @@ def was_ended(row: dict) -> list[bool]:
     return row.get("ended") or [True] * len(row["responses"])
 
 
-def is_equiv(a: str | None, b: str | None, task: str) -> bool:
-    """Whether two answers are equal, however they are spelled. None equals nothing, not even None."""
-    return a is not None and normalize(a, task) == normalize(b, task)
+# --------------------------------------------------------------------------------------------
+# Extraction: from a response to its answer
 
 
-same_answer = is_equiv
+def extract_answer(text: str, task: str) -> str | None:
+    """The final answer of a response, in one spelling per value, or None if it has none.
 
+    Raises InputError for a task without an extractor.
+    """
+    if task not in EXTRACTORS:
+        known = ", ".join(EXTRACTORS)
+        raise InputError(f"task {task!r} has no answer extractor; known: {known}")
+    if task != "zebralogic":  # a base model may run on with another problem
+        text = NEXT_QUESTION.split(text, maxsplit=1)[0]
+    return EXTRACTORS[task](text)
 
-def normalize(answer: str | None, task: str) -> str | None:
-    """The spelling that `extract_answer` gives to an answer; what is no answer stays as it is."""
-    if answer is None or EXTRACTORS[task] is extract_table:
-        return answer
-    number_or_formula = normalize_number if EXTRACTORS[task] is extract_number else normalize_formula
-    return number_or_formula(answer) or answer
-
-
-# ----------------------------------------------------------------------------------------------
-# Numbers: GSM8K, word problems and the toy task
 
 MOST_MARKS = 10  # of the last #### lines, those in which a number is looked for
+NEXT_QUESTION = re.compile(r"\n[ \t]*+Q:")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
+ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of JSON
+ANSWER_PHRASE = re.compile(r"(?im)(?:\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)|^A:)\s*+:?\s*+([^\n]++)")
+ALONE = re.compile(r"(?:\\[a-z]+ |\S)*[A-Za-z0-9](?:\\[a-z]+ |\S)*")
 
 
 def extract_number(text: str) -> str | None:
-    """The number of the last `#### N`; else of the last `\\boxed{…}`; else of the stated answer."""
+    """Of the last `#### N`; else of the last `\\boxed{…}`; else of the stated answer."""
     boxes = [box.start() for box in BOX.finditer(text)]
-    if text.rfind("####") > max(boxes, default=-1):  # the later mark counts: #### may be a heading
+    if text.rfind("####") > max(boxes, default=-1):  # the later mark counts: #### is a heading too
         for marked in reversed(text.split("####")[1:][-MOST_MARKS:]):
             number = first_number(marked.strip().partition("\n")[0])
             if number:
@@ -100,12 +90,8 @@ def extract_number(text: str) -> str | None:
     return first_number(answer or "")
 
 
-# ----------------------------------------------------------------------------------------------
-# Formulas: MATH
-
-
 def extract_formula(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` in one spelling; without a box, of the stated answer."""
+    """Of the last `\\boxed{…}`; without a box, of the stated answer."""
     if BOX.search(text):
         answer = last_boxed(text)
     else:
@@ -115,16 +101,6 @@ def extract_formula(text: str) -> str | None:
         if inline:
             answer = inline[1]
     return normalize_formula(answer) if answer else None
-
-
-# ----------------------------------------------------------------------------------------------
-# Where in a response its answer stands
-
-NEXT_QUESTION = re.compile(r"\n[ \t]*+Q:")
-BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
-ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of JSON
-ANSWER_PHRASE = re.compile(r"(?im)(?:\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)|^A:)\s*+:?\s*+([^\n]++)")
-ALONE = re.compile(r"(?:\\[a-z]+ |\S)*[A-Za-z0-9](?:\\[a-z]+ |\S)*")
 
 
 def last_boxed(text: str) -> str | None:
@@ -153,7 +129,7 @@ def stated_answer(text: str) -> str | None:
     if fields:
         quoted, bare = fields[-1]
         return unescape(quoted) or bare
-    phrases = [p for p in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", p)]
+    phrases = [phrase for phrase in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", phrase)]
     if phrases:
         return phrases[-1]
     if len(text) < LONGEST_FORMULA and ALONE.fullmatch(text.strip()):
@@ -179,7 +155,24 @@ EXTRACTORS = {
 }
 
 
-# ----------------------------------------------------------------------------------------------
+def is_equiv(a: str | None, b: str | None, task: str) -> bool:
+    """Whether two answers are equal, however spelled. None equals nothing, not even None."""
+    return a is not None and normalize(a, task) == normalize(b, task)
+
+
+same_answer = is_equiv
+
+
+def normalize(answer: str | None, task: str) -> str | None:
+    """The spelling that `extract_answer` gives to an answer; what is no answer stays as it is."""
+    spell = {extract_number: normalize_number, extract_formula: normalize_formula}
+    extractor = EXTRACTORS[task]
+    if answer is None or extractor not in spell:
+        return answer
+    return spell[extractor](answer) or answer
+
+
+# --------------------------------------------------------------------------------------------
 # As a script: look at the votes
 
 
@@ -198,9 +191,10 @@ def show_votes(row: dict, task: str) -> str:
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("responses", help="a responses.jsonl: one problem a line, with `responses`")
-    parser.add_argument("--task", default="toy", choices=EXTRACTORS, help="whose answers to extract")
-    parser.add_argument("--limit", type=integer(0), default=5, help="problems to show; 0 shows all")
+    add = parser.add_argument
+    add("responses", help="a responses.jsonl: one problem a line, with its k `responses`")
+    add("--task", default="toy", choices=EXTRACTORS, help="whose answers to extract")
+    add("--limit", type=integer(0), default=5, help="problems to show; 0 shows all")
     args = parser.parse_args()
     rows = read_responses(args.responses)
     for row in rows[: args.limit or None]:

@@ -26,7 +26,7 @@ ADVICE = {
 
 
 def print_budget(args: Namespace) -> None:
-    """Memory by number of ranks, tokens and steps. Raises InputError if this device has too little."""
+    """Memory by number of ranks, tokens and steps. Raises InputError if it does not fit here."""
     model, tokenizer = Llama.on_meta(args.model), ChatTokenizer(args.model, args.chat)
     task = Task.load(args.task)
     problems = read_problems(args.problems, task, args.limit)
@@ -123,7 +123,7 @@ def memory(
     cache = width * slots * layers * 2 * config.num_key_value_heads * config.head_dim
     cache *= 1 + 1 / (2 * layers)  # dropping rows copies it tensor by tensor
     passing = max_num_seqs * max(
-        width * prompt * 3 * (config.hidden_size + config.intermediate_size),  # greedy: as many prompts
+        width * prompt * 3 * (config.hidden_size + config.intermediate_size),  # greedy
         config.vocab_size * (width + 4 * 4),  # a step's logits, and what is made of them
     )
     weights = 4 * total / ranks

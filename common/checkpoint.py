@@ -16,8 +16,6 @@ from common.distributed import rank
 from common.files import read_json, write_json
 
 SHARD_BYTES = 5 * 10**9  # of one file; a larger checkpoint is split and gets an index
-
-
 MOST_LAYERS = 1000  # of layers and of heads; sizes may be up to LARGEST_SIZE
 LARGEST_SIZE = 10**7
 
@@ -27,8 +25,9 @@ def llama_fields(hf_config: dict, source: str) -> dict:
 
     Raises InputError, naming `source` and the field, for what is no Llama or makes no sense.
     """
-    check(source, "model_type", hf_config.get("model_type"), lambda v: v == "llama", "only 'llama'")
-    check(source, "hidden_act", hf_config.get("hidden_act", "silu"), lambda v: v == "silu", "'silu'")
+    model_type, hidden_act = hf_config.get("model_type"), hf_config.get("hidden_act", "silu")
+    check(source, "model_type", model_type, lambda v: v == "llama", "'llama'")
+    check(source, "hidden_act", hidden_act, lambda v: v == "silu", "'silu'")
     fields = {}
     for name, most in (
         ("vocab_size", LARGEST_SIZE),
@@ -50,7 +49,7 @@ def llama_fields(hf_config: dict, source: str) -> dict:
         raise InputError(f"{source}: {rule}")
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         value = hf_config.get(name) or False
-        fields[name] = check(source, name, value, lambda v: v in (True, False), "true or false")
+        fields[name] = check(source, name, value, lambda v: type(v) is bool, "true or false")
     eps = hf_config.get("rms_norm_eps", 1e-6)
     fields["rms_norm_eps"] = check(source, "rms_norm_eps", eps, is_positive, "a number above 0")
     fields["rope"] = rope_fields(hf_config, source)
@@ -98,7 +97,7 @@ def is_positive(value: Any) -> bool:
 def read_tensors(
     folder: Path, expected: dict[str, tuple], device: str | torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint folder, one after the other: exactly the expected names and shapes.
+    """The tensors of a checkpoint folder, in turn: exactly the expected names and shapes.
 
     Raises InputError naming the file for a tensor that is missing, left over, or of another shape.
     """
@@ -122,8 +121,8 @@ def read_tensors(
             reason = f"not a readable safetensors file ({error}); copy it again"
             raise InputError(f"{path}: {reason}") from error
     if missing:
-        reason = f"{len(missing)} tensors are missing from the weights, the first is {min(missing)}"
-        raise InputError(f"{folder}: {reason}")
+        reason = f"tensors are missing from the weights, the first is {min(missing)}"
+        raise InputError(f"{folder}: {len(missing)} {reason}")
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class InputError(Exception):
-    """A user's mistake: one line that names the file, line or option and says what to do about it."""
+    """A user's mistake: one line that names the file, line or option, and what to do about it."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -36,7 +36,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def integer(least: int, rule: str = "") -> Callable[[str], int]:
-    """A type for `add_argument`: a whole number of at least `least`; `rule` says so in better words."""
+    """A type for `add_argument`: a whole number of at least `least`, which `rule` says better."""
 
     def parse(text: str) -> int:
         try:
@@ -51,7 +51,7 @@ def integer(least: int, rule: str = "") -> Callable[[str], int]:
 
 
 def real(accept: Callable[[float], bool], rule: str) -> Callable[[str], float]:
-    """A type for `add_argument`: a finite number that `accept` takes; `rule` says which are taken."""
+    """A type for `add_argument`: a finite number that `accept` takes; `rule` says which."""
 
     def parse(text: str) -> float:
         try:

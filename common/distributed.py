@@ -85,7 +85,7 @@ def split(items: list, size: int) -> list[list]:
 
 
 def leave(code: int) -> None:
-    """End this process. Among others it ends at once, since NCCL's farewell would wait for them."""
+    """End this process; among others at once, since NCCL's farewell would wait for them."""
     if world_size() == 1:
         sys.exit(code)
     sys.stdout.flush()

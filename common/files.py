@@ -1,4 +1,4 @@
-"""Files that people read: JSON lines. A finished file is whole; a half-written one never has its name."""
+"""Files that people read. One that has its name is whole: half-written ones have another."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ def read_jsonl(
 ) -> list[dict]:
     """The objects of a JSON-lines file (or .gz), each with the `required` fields.
 
-    complaint: says what is wrong with a row, or None. Raises InputError naming the file and the line.
+    complaint: says what is wrong with a row, or None. Raises InputError naming file and line.
     """
     rows = []
     for number, line in enumerate(read_lines(path), 1):
@@ -31,7 +31,7 @@ def read_jsonl(
             continue
         try:
             row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except (ValueError, RecursionError) as error:
             mistake = f"not valid JSON ({error}); mend or delete the line"
             raise InputError(f"{path}, line {number}: {mistake}") from error
@@ -62,7 +62,7 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def read_responses(path: str) -> list[dict]:
-    """The lines of a `responses.jsonl`, made here or elsewhere; a line without `id` gets its number."""
+    """The lines of a responses.jsonl, made here or elsewhere; one without `id` gets its number."""
     rows = read_jsonl(path, ("responses",), wrong_with_responses)
     if not rows:
         raise InputError(f"{path}: holds no problem")
@@ -70,7 +70,7 @@ def read_responses(path: str) -> list[dict]:
 
 
 def wrong_with_responses(row: dict) -> str | None:
-    """What is wrong with a line of a `responses.jsonl`, or None."""
+    """What is wrong with a line of a responses.jsonl, or None."""
     texts, ended = row["responses"], row.get("ended")
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         return f"`responses` must be a list of k texts, found {str(texts)[:40]!r}"
@@ -85,7 +85,7 @@ def wrong_with_responses(row: dict) -> str | None:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file, {} if there is no such file. Raises InputError where it is broken."""
+    """The JSON object in a file, {} if there is no such file. Raises InputError if it is broken."""
     if not path.exists():
         return {}
     try:

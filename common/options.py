@@ -11,18 +11,17 @@ from typing import TypeVar
 import torch
 
 from common.cli import ArgumentParser, InputError, integer, real
-from common.reward_model import RewardModel
 from model import Llama, PreTrained
 from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
-from tasks.task import Task, read_golds, read_problems, task_names
+from tasks.task import Task, task_names
 
 Model = TypeVar("Model", bound=PreTrained)
 
 
 def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
-    """Add the options of sample.py, eval.py and train.py. Those without a default are the task's."""
+    """The options of sample.py, eval.py and train.py. Those without a default are the task's."""
     add = parser.add_argument
-    add("--task", default="toy", choices=task_names(), help="folder of tasks/: prompts and defaults")
+    add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
     add("--model", help="checkpoint folder in Hugging Face's Llama layout")
     add("--problems", help="JSON lines as the task's publisher ships them")
     add("--k", type=integer(least_k), help="responses per problem")
@@ -44,7 +43,7 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
 def parse_args(
     parser: Parser, argv: Sequence[str] | None = None, problems: str = "problems"
 ) -> Namespace:
-    """Parse a command line whose task gives the defaults; --problems is the file that it names so."""
+    """Parse a command line, with the task's defaults; --problems is the file that it calls so."""
     task_only = ArgumentParser(None, add_help=False)
     task_only.add_argument("--task", default="toy")
     name = task_only.parse_known_args(argv)[0].task
@@ -72,7 +71,8 @@ def usable_device(name: str) -> torch.device:
 
 
 def check_checkpoint(
-    folder: str | Path | None, chat: str = "auto", kind: type[PreTrained] = Llama, option: str = "--model"
+    folder: str | Path | None, chat: str = "auto", kind: type[PreTrained] = Llama,
+    option: str = "--model",
 ) -> ChatTokenizer:
     """The tokenizer of a checkpoint folder, which must be of that kind. Reads no weights yet.
 
@@ -95,44 +95,10 @@ def check_checkpoint(
 
 
 def load_checkpoint(
-    folder: str | Path | None,
-    chat: str = "auto",
-    device: str = "cpu",
-    dtype: str = "float32",
-    kind: type[Model] = Llama,
-    option: str = "--model",
+    folder: str | Path | None, chat: str = "auto", device: str = "cpu", dtype: str = "float32",
+    kind: type[Model] = Llama, option: str = "--model",
 ) -> tuple[Model, ChatTokenizer]:
     """The model and the tokenizer of a checkpoint folder. Raises InputError."""
     tokenizer = check_checkpoint(folder, chat, kind, option)
     model = kind.from_pretrained(folder, getattr(torch, dtype), usable_device(device))
     return model, tokenizer
-
-
-def check_inputs(args: Namespace) -> None:
-    """Look at every file that a stage of train.py will need: a mistake shows now, not after hours."""
-    task = Task.load(args.task)
-    if args.temperature == 0:
-        raise InputError("--temperature 0: k greedy responses would all be the same")
-    if args.until and not UNTIL.fullmatch(args.until):
-        raise InputError(f"--until {args.until}: give a stage as M1/responses or M2/model")
-    if args.select != "last" and not args.dev:
-        advice = "needs --dev, problems that are neither trained nor tested on"
-        raise InputError(f"--select {args.select}: {advice}")
-    if args.method == "reward" and args.reward_model is None:
-        advice = "needs --reward-model, a checkpoint folder in ArmoRM's layout"
-        raise InputError(f"--method reward: {advice}")
-    for path in (args.problems, args.test or args.problems, args.dev or args.problems):
-        read_problems(path, task)
-    check_checkpoint(args.model, args.chat)
-    if args.writer:
-        check_checkpoint(args.writer, option="--writer")
-    if args.method == "reward":
-        check_checkpoint(args.reward_model, kind=RewardModel, option="--reward-model")
-    if args.method in ("gold", "semi"):
-        problems = read_problems(args.problems, task, args.limit)
-        read_golds(problems, task, args.answers, f"--method {args.method}")
-    if args.select == "dev":
-        read_golds(read_problems(args.dev, task, args.limit), task, None, "--select dev")
-
-
-UNTIL = re.compile(r"M0/eval|M[1-9]\d*/(problems|responses|rewards|pairs|model|eval)")

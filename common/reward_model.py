@@ -3,6 +3,7 @@
 IRPO_RM, one of the paper's baselines, asks it which of k responses is best and which is worst.
 """
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from common.cli import InputError
 from common.distributed import all_gather_dict, progress_bar, rank, world_size
+from common.options import load_checkpoint
 from model import Config, PreTrained, collate
 from tasks.chat import ChatTokenizer
 
@@ -19,7 +21,7 @@ SETTINGS = ("num_objectives", "gating_hidden_dim", "gating_n_hidden", "gating_te
 
 
 class RewardModel(PreTrained):
-    """A Llama whose head scores num_objectives qualities, and a gate that weighs them by the prompt.
+    """A Llama whose head scores num_objectives qualities; a gate weighs them by the prompt.
 
     With one objective the gate is constant: a Bradley-Terry model with a linear head.
     """
@@ -55,8 +57,8 @@ class RewardModel(PreTrained):
     def forward(self, tokens: Tensor, prompt_ends: Tensor, response_ends: Tensor) -> Tensor:
         """Scores (B,) of conversations tokens (B, T), padded on the right.
 
-        prompt_ends, response_ends (B,): the position of the token that closes the prompt, where the
-        gate reads, and of the one that closes the response, where the objectives read.
+        prompt_ends, response_ends (B,): the positions of the token that closes the prompt, where
+        the gate reads, and of the one that closes the response, where the objectives read.
         """
         hidden = self.model(tokens).float()  # (B, T, hidden_size); in bf16 scores would tie
         row = torch.arange(len(tokens), device=tokens.device)
@@ -82,6 +84,15 @@ class Gating(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return F.softmax(self.layers[-1](x) / self.temperature, dim=-1) * self.logit_scale
+
+
+def make_rewards(responses: list[dict], args: Namespace, t: int) -> list[dict]:
+    """The lines of rewards.jsonl: the score of each of the k responses."""
+    judge, tokenizer = load_checkpoint(
+        args.reward_model, "auto", args.device, args.dtype, RewardModel, "--reward-model")
+    batch_size = max(1, args.max_num_seqs // args.k)  # whole conversations: no prompt is shared
+    scores = reward_responses(judge, tokenizer, responses, batch_size, f"M{t}: rewards")
+    return [{"id": row["id"], "rewards": rewards} for row, rewards in zip(responses, scores)]
 
 
 @torch.inference_mode()

@@ -5,9 +5,9 @@
     runs/toy/results.json      what is known of M0, M1, …
     runs/toy/M1/…              the files of round 1
 
-A finished file is not made again, so a run that was stopped goes on when it is started once more. It is
-refused if an option was changed that a finished file depends on, and it warns of files that other code
-has made. `--from` takes over another run's files, as far as the options agree.
+A finished file is not made again, so a run that was stopped goes on when it is started once more.
+It is refused if an option was changed that a finished file depends on, and it warns of files that
+other code has made. `--from` takes over another run's files, as far as the options agree.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ FIRST_CHANGE = {
 }
 # These change where and how fast a run is made, or how far it goes.
 NO_CHANGE = (
-    "out from until rounds dry_run device max_num_seqs micro_batch_size save_every "
+    "out from until rounds no_eval dry_run device max_num_seqs micro_batch_size save_every "
     "activation_checkpointing"
 ).split()
 
@@ -79,7 +79,7 @@ class Run:
         return rows
 
     def has(self, name: str) -> bool:
-        """Whether rank 0 sees it: a network file system may keep a "no" of other ranks for a while."""
+        """Whether rank 0 sees it: a network file system may give others an old "no" for a while."""
         return on_main((self.folder / name).exists)
 
     def keep(self, name: str) -> None:
@@ -101,12 +101,19 @@ class Run:
 
 
 def write_record(folder: Path, name: str, seconds: float) -> None:
-    stages = read_json(folder / "stages.json")
-    stages[name] = {"seconds": round(seconds, 1), "code": fingerprint()}
-    write_json(folder / "stages.json", stages)
+    record = read_stages(folder)
+    digest, code = fingerprint()
+    record["code"][digest] = code
+    record["stages"][name] = {"seconds": round(seconds, 1), "code": digest}
+    write_json(folder / "stages.json", record)
 
 
-# ----------------------------------------------------------------------------------------------
+def read_stages(folder: Path) -> dict[str, dict]:
+    """stages.json: "stages" by name, and "code", the hashes of files, by what they have in sum."""
+    return read_json(folder / "stages.json") or {"stages": {}, "code": {}}
+
+
+# --------------------------------------------------------------------------------------------
 # Beginning a run, or going on with it
 
 
@@ -114,7 +121,7 @@ def write_record(folder: Path, name: str, seconds: float) -> None:
 def open_run(args: Namespace) -> Iterator[Run]:
     """The run of --out, its options checked and noted; a second process is kept out meanwhile.
 
-    Raises InputError, and changes nothing, if a finished file depends on an option that was changed.
+    Raises InputError, and changes nothing, if a finished file depends on a changed option.
     """
     run = Run(args.out, args.until)
     options = json.loads(json.dumps(vars(args)))
@@ -192,7 +199,7 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
     before = read_json(source / "options.json")
     if not before:
         raise InputError(f"--from {source}: is no run's folder, it has no options.json")
-    stages, taken = read_json(source / "stages.json"), {}
+    record, taken = read_stages(source), {}
     for name, changed in differences(before, options):
         round_folder, stage = name.split("/")
         trained = stage not in STAGES[5:7] or (source / round_folder / "model").exists()
@@ -201,9 +208,8 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
                 continue
             break
         copy_whole(source / name, folder / name)
-        if name in stages:
-            taken[name] = stages[name]
-    write_json(folder / "stages.json", taken)
+        taken[name] = record["stages"].get(name, {"seconds": 0.0, "code": ""})
+    write_json(folder / "stages.json", {"stages": taken, "code": record["code"]})
     print(f"{folder}: taken over from {source}: {', '.join(taken) or 'nothing'}")
 
 
@@ -219,43 +225,54 @@ def copy_whole(source: Path, target: Path) -> None:
     part.replace(target)
 
 
-def fingerprint() -> dict[str, str]:
-    """A short hash of every file that can change a result: the six scripts, and what a task is."""
+def fingerprint() -> tuple[str, dict[str, str]]:
+    """Short hashes of what can change a result, the six scripts and tasks/: of all, of each file."""
     code = {}
     for pattern in ("*.py", "tasks/**/*.py", "tasks/*/task.json"):
         for path in sorted(ROOT.glob(pattern)):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            code[path.relative_to(ROOT).as_posix()] = digest[:12]
-    return code
+            code[path.relative_to(ROOT).as_posix()] = short_hash(path.read_bytes())
+    return short_hash(json.dumps(code).encode()), code
+
+
+def short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def warn_of_other_code(folder: Path) -> None:
     """One line on the files that other code has made, and how to make them anew."""
-    stages, now = read_json(folder / "stages.json"), fingerprint()
-    kept = [name for name in stages if (folder / name).exists()]
-    stale = [name for name in kept if stages[name]["code"] != now]
+    record, (digest, now) = read_stages(folder), fingerprint()
+    kept = [name for name in record["stages"] if (folder / name).exists()]
+    stale = [name for name in kept if record["stages"][name]["code"] != digest]
     if not stale:
         return
     changed = set()
     for name in stale:
-        then = stages[name]["code"]
+        then = record["code"].get(record["stages"][name]["code"], {})
         changed.update(file for file in {*then, *now} if then.get(file) != now.get(file))
     outdated = kept[kept.index(stale[0]) :]  # what was made after it was made from it
-    command = " ".join(["rm -r", *(str(folder / name) for name in outdated)])
-    print(
-        f"WARNING: {', '.join(sorted(changed))} changed since these stages were made, and they are "
-        f"KEPT: {', '.join(stale)}. To make them anew: {command}"
-    )
+    paths = [str(folder / name) for name in in_short(outdated, kept)]
+    print(f"WARNING: {', '.join(sorted(changed))} changed since these stages were made, which are "
+          f"KEPT: {', '.join(in_short(stale, kept))}. To make them anew: rm -r {' '.join(paths)}")
 
 
-# ----------------------------------------------------------------------------------------------
+def in_short(names: list[str], kept: list[str]) -> list[str]:
+    """Stages by name, or by their round if it is all that is kept of it."""
+    shown = []
+    for round_ in dict.fromkeys(name.partition("/")[0] for name in names):
+        mine = [name for name in names if name.startswith(f"{round_}/")]
+        whole = mine == [name for name in kept if name.startswith(f"{round_}/")]
+        shown += [round_] if whole else mine
+    return shown
+
+
+# --------------------------------------------------------------------------------------------
 # Results
 
 
 def write_results(run: Run) -> dict[str, dict]:
     """Gather what is known of M0, M1, … from their files: results.json."""
     results = {}
-    stages = read_json(run.folder / "stages.json")
+    stages = read_stages(run.folder)["stages"]
     for folder in sorted(run.folder.glob("M*"), key=lambda path: int(path.name[1:])):
         if not (folder / "eval.json").exists() and not (folder / "model").exists():
             continue

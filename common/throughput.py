@@ -1,4 +1,4 @@
-"""How fast a training loop is: tokens per second, peak memory, and model FLOP utilization (MFU)."""
+"""How fast a training loop is: tokens per second, peak memory, model FLOP utilization (MFU)."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ class Throughput:
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
             gpu = torch.cuda.get_device_name(model.device)
-            self.peak_flops = next((flops for name, flops in PEAK_FLOPS.items() if name in gpu), None)
+            known = [flops for name, flops in PEAK_FLOPS.items() if name in gpu]
+            self.peak_flops = known[0] if known else None
 
     def add(self, sequences: Sequence[tuple[list[int], list[int]]]) -> None:
         self.tokens += sum(len(prompt) + len(response) for prompt, response in sequences)
@@ -42,9 +43,9 @@ class Throughput:
 def training_flops(model: Llama, sequences: Sequence[tuple[list[int], list[int]]]) -> float:
     """Floating point operations of (prompt, response) sequences, forward and backward.
 
-    As is customary, 6 per weight and token, with the vocabulary projection on response tokens alone.
-    Attention takes two products of T²/2 · n_heads · head_dim multiplications a layer, three times. What
-    activation checkpointing does twice counts once.
+    As is customary, 6 per weight and token, the vocabulary projection on response tokens alone.
+    Attention takes two products of T²/2 · n_heads · head_dim multiplications a layer, three times.
+    What activation checkpointing does twice counts once.
     """
     config = model.config
     blocks = sum(p.numel() for p in model.model.layers.parameters())

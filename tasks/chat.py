@@ -1,4 +1,4 @@
-"""From text to tokens and back: a checkpoint folder's tokenizer, and the chat format of its family."""
+"""From text to tokens and back: a checkpoint's tokenizer, and the chat format of its family."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ MARKS = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}  # a token o
 
 
 class ChatTokenizer:
-    """The text side of a checkpoint folder: tokenizer, chat template, the tokens that end a response."""
+    """The text side of a checkpoint: tokenizer, chat template, the tokens that end a response."""
 
     def __init__(self, folder: str | Path, chat: str = "auto"):
         """chat: a key of CHAT_TEMPLATES, or "auto" to read it off the folder's files.
@@ -78,7 +78,7 @@ class ChatTokenizer:
         return self.tokenizer.encode(text, add_special_tokens=not has_bos).ids
 
     def encode_response(self, text: str, ended: bool = True) -> list[int]:
-        """A response as it is trained on, apart from its prompt; with EOS, unless it was cut off."""
+        """A response as it is trained on: apart from its prompt, with EOS if it was not cut off."""
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*ids, self.eos_id] if ended else ids
 

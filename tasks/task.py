@@ -30,11 +30,11 @@ class Task:
     prompt: str  # what a base model reads, with {question}; of a puzzle also {skeleton}
     chat: str  # what a chat model is asked, likewise
     example: str  # one problem among those shown to the problem writer, with {question}
-    new_problem: str  # what the problem writer reads, with {examples}; of a puzzle also {attributes}
+    new_problem: str  # what the writer reads, with {examples}; of a puzzle also {attributes}
     defaults: dict  # option → value; a list where each round has its own
     text: str = "question"  # the field of a row that holds its problem
     examples: int = 4  # problems shown to the problem writer
-    puzzle: bool = False  # a problem has a table to fill in; a new one is rephrased from one example
+    puzzle: bool = False  # it has a table to fill in; a new one is rephrased from one example
     stop: tuple[str, ...] = ()  # strings that end a base model's response: it runs on otherwise
 
     @classmethod
@@ -88,15 +88,15 @@ def task_names() -> list[str]:
     return sorted(name for name in found if name in EXTRACTORS)
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Problems
 
 
 def read_problems(path: str | Path | None, task: Task, limit: int | None = None) -> list[dict]:
     """The first `limit` problems of a JSON-lines file (or .gz), as its publisher ships it.
 
-    Each gets an `id` and a `question`. Raises InputError for a missing or empty file, and naming the
-    line for broken JSON and for a row that is no problem.
+    Each gets an `id` and a `question`. Raises InputError for a missing or empty file, and naming
+    the line for broken JSON and for a row that is no problem.
     """
     if path is None:
         raise InputError(
@@ -145,7 +145,7 @@ def unlabeled(problem: dict) -> dict:
     return {key: problem[key] for key in ("id", "question", "size", "header") if key in problem}
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Gold answers
 
 

@@ -24,7 +24,7 @@ LONGEST_STATEMENT = 1000
 
 
 def first_number(statement: str) -> str | None:
-    """The number that a statement gives: its first, or of a calculation the one after the last `=`."""
+    """The number that a statement gives: its first, or of a calculation that after the last `=`."""
     statement = re.split(r"\.\s", statement[:LONGEST_STATEMENT])[0]
     statement = MIXED.sub(mixed_number, statement)
     for pattern, plain in PLAIN_NUMBERS:
@@ -45,7 +45,7 @@ def mixed_number(match: re.Match) -> str:
 
 
 def normalize_number(text: str) -> str | None:
-    """One spelling per value, to six decimals: "$1,000.50" → "1000.5", "3/4" → "0.75"; else None."""
+    """One spelling per value, to six decimals: "$1,000.50" → "1000.5", "3/4" → "0.75", or None."""
     digits = re.sub(r"[\s,$\\+]", "", text).replace("−", "-").replace("–", "-")
     if not digits or len(digits) > LONGEST_NUMBER:
         return None

@@ -14,7 +14,6 @@ Only the standard library is used, here and in what reads numbers (tasks/gsm8k/n
 (tasks/math/formula.py) and the tables of puzzles (tasks/zebralogic/puzzle.py).
 """
 
-import json
 import re
 import textwrap
 from collections import Counter
@@ -23,7 +22,8 @@ from collections.abc import Sequence
 from common.cli import ArgumentParser, InputError, integer, run_script
 from common.files import read_responses
 from tasks.gsm8k.number import first_number, normalize_number
-from tasks.math.formula import LONGEST_FORMULA, normalize_formula
+from tasks.math.answer import BOX, boxed_answers, extract_formula, stated_answer
+from tasks.math.formula import normalize_formula
 from tasks.zebralogic.puzzle import extract_table, is_filled
 
 
@@ -65,85 +65,51 @@ def extract_answer(text: str, task: str) -> str | None:
     if task not in EXTRACTORS:
         known = ", ".join(EXTRACTORS)
         raise InputError(f"task {task!r} has no answer extractor; known: {known}")
-    if task != "zebralogic":  # a base model may run on with another problem
-        text = NEXT_QUESTION.split(text, maxsplit=1)[0]
+    if task != "zebralogic":  # its benchmark's rule takes a response as it is
+        text = final_part(text)
     return EXTRACTORS[task](text)
 
 
+# A base model may run on with another question: these end its sampling, and its text.
+NEXT_QUESTION = ("\nQ:", "\nQuestion:", "\nProblem:", "\n### Question", "\n### Problem",
+                 "<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
+NEXT = re.compile("|".join(map(re.escape, NEXT_QUESTION)).replace("\\\n", r"\n[ \t]*+"))
+ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 MOST_MARKS = 10  # of the last #### lines, those in which a number is looked for
-NEXT_QUESTION = re.compile(r"\n[ \t]*+Q:")
-BOX = re.compile(r"\\(?:boxed|fbox)\s*+")
-ANSWER_FIELD = re.compile(r'"answer"\s*+:\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",}\]]++))')  # of JSON
-ANSWER_PHRASE = re.compile(r"(?im)(?:\banswer\b[^.:\n]{0,60}?(?:\bis\b|:)|^A:)\s*+:?\s*+([^\n]++)")
-ALONE = re.compile(r"(?:\\[a-z]+ |\S)*[A-Za-z0-9](?:\\[a-z]+ |\S)*")
+HEADING = re.compile(r"(?i)\s*(?:step|part|case|check)\b|\s*\d+[.)]\s+[a-z]")  # #### 2. Why
+
+
+def final_part(text: str) -> str:
+    """What of a response may hold its answer: no thoughts, and no other question that it makes up."""
+    thoughts, closed, rest = text.rpartition("</think>")
+    if closed:
+        text = rest
+    elif "<think>" in text:  # cut off in its thoughts
+        text = text.partition("<think>")[0]
+    for mark in NEXT.finditer(text):
+        before = text[: mark.start()]
+        if re.search(r"[\d\\]", before):  # else it restates its own question
+            text = before
+            break
+    tags = ANSWER_TAG.findall(text) if "<answer>" in text else []
+    return tags[-1] if tags else text
 
 
 def extract_number(text: str) -> str | None:
-    """Of the last `#### N`; else of the last `\\boxed{…}`; else of the stated answer."""
-    boxes = [box.start() for box in BOX.finditer(text)]
-    if text.rfind("####") > max(boxes, default=-1):  # the later mark counts: #### is a heading too
-        for marked in reversed(text.split("####")[1:][-MOST_MARKS:]):
-            number = first_number(marked.strip().partition("\n")[0])
-            if number:
-                return number
-    answer = last_boxed(text) if boxes else stated_answer(text)
-    return first_number(answer or "")
-
-
-def extract_formula(text: str) -> str | None:
-    """Of the last `\\boxed{…}`; without a box, of the stated answer."""
-    if BOX.search(text):
-        answer = last_boxed(text)
-    else:
-        sentence = re.split(r"\.\s", stated_answer(text) or "")[0]
-        answer = re.split(r"\bis\b", sentence)[-1]  # Final answer: the largest n is 34
-        inline = re.match(r"\s*+\$([^$]++)\$(?!.*\$)", answer)  # The answer is $x + 2$ as …
-        if inline:
-            answer = inline[1]
-    return normalize_formula(answer) if answer else None
-
-
-def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}`, `\\boxed 2` or `\\fbox{…}`; None if it never closes."""
-    last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    opening = BOX.match(text, last) if last >= 0 else None
-    if opening is None:
-        return None
-    start = opening.end()
-    if text[start : start + 1] != "{":
-        return re.compile(r"[^\s$.,;{}]*").match(text, start).group()
-    depth = 0
-    for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        if token.group() == "{":
-            depth += 1
-        elif token.group() == "}":  # not \}, an escaped brace
-            depth -= 1
-        if depth == 0:
-            return text[start + 1 : token.start()]
+    """GSM8K: of the last `#### N`; else of the last `\\boxed{…}`; else of the stated answer."""
+    last_box = max((box.start() for box in BOX.finditer(text)), default=-1)
+    marked = text.split("####")[1:][-MOST_MARKS:] if text.rfind("####") > last_box else []
+    lines = [part.strip().partition("\n")[0] for part in reversed(marked)]
+    headings = [line for line in lines if HEADING.match(line)]
+    for line in lines:
+        if line not in headings and (number := first_number(line)):
+            return number
+    boxes = boxed_answers(text)
+    answer = boxes[-1:] if boxes is not None else [stated_answer(text) or ""]
+    for statement in (*answer, *headings):
+        if number := first_number(statement):
+            return number
     return None
-
-
-def stated_answer(text: str) -> str | None:
-    """The answer of a response without a mark: a JSON field, "the answer is …", or all there is."""
-    fields = ANSWER_FIELD.findall(text)
-    if fields:
-        quoted, bare = fields[-1]
-        return unescape(quoted) or bare
-    phrases = [phrase for phrase in ANSWER_PHRASE.findall(text) if re.search(r"[\d$\\]", phrase)]
-    if phrases:
-        return phrases[-1]
-    if len(text) < LONGEST_FORMULA and ALONE.fullmatch(text.strip()):
-        return text.strip()
-    return None
-
-
-def unescape(quoted: str) -> str:
-    """The text of a JSON string; TeX that nobody escaped stays as it is."""
-    without_escapes = re.sub(r'\\(?:[\\"]|u[0-9a-fA-F]{4})', "", quoted)
-    if "\\" in without_escapes:
-        return quoted
-    text = json.loads(f'"{quoted}"', strict=False)
-    return text.encode(errors="ignore").decode()  # drops half surrogates
 
 
 EXTRACTORS = {

@@ -80,7 +80,7 @@ HEADING = re.compile(r"(?i)\s*(?:step|part|case|check)\b|\s*\d+[.)]\s+[a-z]")  #
 
 
 def final_part(text: str) -> str:
-    """What of a response may hold its answer: no thoughts, and no other question that it makes up."""
+    """What of a response may hold its answer: no thoughts, no other question that it makes up."""
     thoughts, closed, rest = text.rpartition("</think>")
     if closed:
         text = rest

@@ -19,7 +19,7 @@ FRACTION = r"\\[dtc]?frac\s*+(?:\{\s*+([^{}]{1,30})\}|(\d))\s*+(?:\{\s*+([^{}]{1
 SIMPLER = [  # other spellings of the same
     (re.compile(FRACTION), r" \1\2/\3\4"),
     (re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|[ '\u202f\xa0])(?=\d{3}(?:\D|$))"), ""),  # 1\,000  1 000
+    (re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|[ '\u202f\xa0])(?=\d{3}(?:\D|$))"), ""),  # 1 000
     (re.compile(r"[½⅓⅔¼¾⅛]"), lambda sign: VULGAR[sign[0]]),
     (re.compile(r"[⁄∕]"), "/"),
     (re.compile(r"[−–]"), "-"),
@@ -50,11 +50,16 @@ def first_number(statement: str) -> str | None:
     sides = statement.split("=")
     for side in reversed(sides):  # 72 = 12 * 6 and 12 * 6 = 72
         match = NUMBER.search(side)
-        if match and not CALCULATION.match(side, match.end()) and not INSIDE.search(side[: match.start()]):
+        if match and not is_calculation(side, match):
             return spell_match(side, match)
     if re.search(r"\d-\d", sides[-1]):  # a range, or a date
         return None
     return normalize_number(normalize_formula(sides[-1].strip(" $")) or "")
+
+
+def is_calculation(side: str, number: re.Match) -> bool:
+    """Whether a number is part of one: followed by an operation, or inside a root or a power."""
+    return bool(CALCULATION.match(side, number.end()) or INSIDE.search(side[: number.start()]))
 
 
 def spell_match(side: str, match: re.Match) -> str | None:

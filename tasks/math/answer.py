@@ -133,9 +133,11 @@ def formula_of(sentence: str) -> str:
     sentence = re.split(r"\bis\b", sentence)[-1]  # Final answer: the largest n is 34
     before, dollar, rest = sentence.partition("$")
     formula, _, after = rest.partition("$")
-    alone = "$" not in after or not before.strip() and re.match(r"\s*(?!and\b|or\b)[a-z]{2,}", after)
+    alone = "$" not in after  # The answer is $x + 2$ as …
+    if not before.strip() and re.match(r"\s*(?!and\b|or\b)[a-z]{2,}", after):
+        alone = True  # $5$ because $2 + 3 = 5$
     if dollar and formula and alone and not re.search(r"\d", before):
-        return formula  # The answer is $x + 2$ as …
+        return formula
     return LEADING_WORDS.sub("", sentence, count=1) if LEADING_WORDS.match(sentence) else sentence
 
 

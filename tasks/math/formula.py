@@ -24,8 +24,8 @@ TOKEN = re.compile(
     r"§[^§]*§|\\(?:begin|end)\{matrix\}|\\[A-Za-z]+|\\.|[<>]=|\d+(?:\.\d+)?|\.\d+|[A-Za-z]+|\S",
     re.DOTALL,
 )
-ORDERS = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}  # and what each is from the other side
-RELATIONS = ("=", *ORDERS, ":", r"\in", r"\cup", r"\cap", r"\ne", r"\approx", r"\to")
+SWAPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}  # what each is from the other side
+RELATIONS = ("=", *SWAPPED, ":", r"\in", r"\cup", r"\cap", r"\ne", r"\approx", r"\to")
 SEPARATORS = (",", ";", "and", "or")
 ENDS = ("", ")", "]", "}", r"\}", "|", "&", r"\\", r"\end{matrix}", *SEPARATORS, *RELATIONS)
 SIGNS = ("+", "-", r"\pm")
@@ -45,11 +45,11 @@ BRACKETS = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",)}
 
 @lru_cache(maxsize=10_000)
 def normalize_formula(text: str) -> str | None:
-    """The one spelling of a final answer, in LaTeX or plain; None for nothing, or too much, to read.
+    """The one spelling of a final answer in LaTeX or plain text; None if there is nothing to read.
 
     A list keeps no order (a set's braces are dropped), a tuple or an interval keeps order and
-    brackets. Units, degrees, percent and currencies are dropped, and so is `x =`. What is no formula
-    stands as it is, without its blanks.
+    brackets. Units, degrees, percent and currencies are dropped, and so is `x =`. What is no
+    formula stands as it is, without its blanks. A text of over LONGEST_FORMULA is not read.
     """
     seen = set()
     while text and len(text) <= LONGEST_FORMULA and text not in seen:  # until nothing changes
@@ -145,11 +145,11 @@ class Formula:
         return [value for _, item in found for value in both_signs(item)]
 
     def relation(self) -> tuple[str, Sum]:
-        r"""Sums and the relations between them. `x = 2` is ("x", 2); `0 <= x < 1` is an interval."""
+        r"""Sums with relations between them: what it is about, and the value; `x = 2` is ("x", 2)."""
         sides, signs = [self.sum()], []
         while sign := self.take(*RELATIONS):
             side = self.sum()
-            if sign == r"\approx" and (sides[-1].is_numeric() or not LONE.fullmatch(str(sides[-1]))):
+            if sign == r"\approx" and not is_variable(sides[-1]):
                 continue  # √2 ≈ 1.41
             if sign == "=" and str(side) == str(sides[-1]):  # 2 + 3 = 5
                 continue
@@ -157,32 +157,7 @@ class Formula:
             sides.append(side)
         if not signs:
             return "", sides[0]
-        texts = [str(side) for side in sides]
-        lone = [bool(LONE.fullmatch(text)) for text in texts]
-        if len(signs) == 1 and signs[0] in ("=", r"\in", r"\approx"):
-            if lone[0] or signs == ["="] and sides[0].is_name() and sides[1].is_numeric():
-                return texts[0], sides[1]
-            if signs == ["="] and lone[1]:
-                return texts[1], sides[0]
-            if signs == ["="] and sides[0].is_numeric():
-                texts.reverse()  # 0 = 2x + y
-        if all(sign in (">", ">=") for sign in signs):
-            sides, texts, lone = sides[::-1], texts[::-1], lone[::-1]
-            signs = [ORDERS[sign] for sign in reversed(signs)]
-        if all(sign in ("<", "<=") for sign in signs) and any(lone):
-            left, right = "[" if signs[0] == "<=" else "(", "]" if signs[-1] == "<=" else ")"
-            if len(signs) == 2 and lone[1]:
-                return texts[1], name(f"{left}{texts[0]},{texts[2]}{right}")
-            if len(signs) == 1 and lone[0] and sides[1].is_numeric():
-                return texts[0], name(rf"(-\infty,{texts[1]}{right}")
-            if len(signs) == 1 and lone[1] and sides[0].is_numeric():
-                return texts[1], name(rf"{left}{texts[0]},\infty)")
-        if set(signs) == {r"\cup"}:
-            return "", name(r"\cup ".join(sorted(texts)))
-        out = texts[0]
-        for sign, text in zip(signs, texts[1:]):
-            out += sign + (" " if sign.startswith("\\") else "") + text
-        return "", name(out)
+        return equation(sides, signs) or interval(sides, signs) or ("", chain(sides, signs))
 
     def sum(self) -> Sum:
         total = self.signed()
@@ -197,7 +172,7 @@ class Formula:
         return sign * self.term()
 
     def term(self) -> Sum:
-        r"""A product, with or without signs. `1\frac23` is a mixed number; words at its end a unit."""
+        r"""A product, with or without signs. `1\frac23` is a mixed number; words are a unit."""
         first = self.next()
         total = self.factor()
         last = ")" if self.raised else first
@@ -225,7 +200,7 @@ class Formula:
 
     def unit(self) -> None:
         """Drop the words that end a quantity, and their power: 45 units^2, 5 m/s."""
-        while self.at_unit() or self.next() == "/" and self.tokens[-2:-1] and "§" in self.tokens[-2]:
+        while self.at_unit() or self.next() == "/" and "§" in "".join(self.tokens[-2:-1]):
             word = self.tokens.pop().lower().replace(".", "")
             if NO_UNITS.intersection(re.findall(r"[a-z]+", word)):
                 raise Unreadable
@@ -387,3 +362,54 @@ class Formula:
         self.need(r"\end{matrix}")
         cells = r"\\".join("&".join(row) for row in rows)
         return name(rf"\begin{{matrix}}{cells}\end{{matrix}}")
+
+
+# --------------------------------------------------------------------------------------------
+# Relations
+
+
+def is_variable(side: Sum) -> bool:
+    return bool(LONE.fullmatch(str(side))) and not side.is_numeric()
+
+
+def equation(sides: list[Sum], signs: list[str]) -> tuple[str, Sum] | None:
+    r"""`x = 2`, `2 = x`, `|AB| = 5` and `x \in [0, 1)` are about what they name."""
+    if len(signs) != 1 or signs[0] not in ("=", r"\in", r"\approx"):
+        return None
+    left, right = sides
+    if is_variable(left) or signs == ["="] and left.is_name() and right.is_numeric():
+        return str(left), right
+    if signs == ["="] and is_variable(right):
+        return str(right), left
+    return None
+
+
+def interval(sides: list[Sum], signs: list[str]) -> tuple[str, Sum] | None:
+    """`x < 5`, `5 > x` and `0 <= x < 1` as the interval in which x is."""
+    if all(sign in (">", ">=") for sign in signs):
+        sides, signs = sides[::-1], [SWAPPED[sign] for sign in reversed(signs)]
+    if not all(sign in ("<", "<=") for sign in signs):
+        return None
+    opening = "[" if signs[0] == "<=" else "("
+    closing = "]" if signs[-1] == "<=" else ")"
+    if len(signs) == 2 and is_variable(sides[1]):
+        return str(sides[1]), name(f"{opening}{sides[0]},{sides[2]}{closing}")
+    if len(signs) == 1 and is_variable(sides[0]) and sides[1].is_numeric():
+        return str(sides[0]), name(rf"(-\infty,{sides[1]}{closing}")
+    if len(signs) == 1 and is_variable(sides[1]) and sides[0].is_numeric():
+        return str(sides[1]), name(rf"{opening}{sides[0]},\infty)")
+    return None
+
+
+def chain(sides: list[Sum], signs: list[str]) -> Sum:
+    """Any other relation, from the smaller to the larger; 0 = 2x + y as 2x + y = 0."""
+    backwards = all(sign in (">", ">=") for sign in signs)
+    if backwards or signs == ["="] and sides[0].is_numeric():
+        sides, signs = sides[::-1], [SWAPPED.get(sign, sign) for sign in reversed(signs)]
+    texts = [str(side) for side in sides]
+    if set(signs) == {r"\cup"}:
+        return name(r"\cup ".join(sorted(texts)))
+    out = texts[0]
+    for sign, text in zip(signs, texts[1:]):
+        out += sign + (" " if sign.startswith("\\") else "") + text
+    return name(out)

@@ -15,6 +15,7 @@ DRESS = re.compile(  # around the whole
     r"\$\$?([^$]*)\$\$?|\{([^{}]*)\}|\\\[(.*)\\\]|\\\((.*)\\\)|[“\"‘']([^“”\"‘’']*)[”\"’']"
     r"|\*\*([^*]*)\*\*|" + WORDS.pattern, re.DOTALL)
 RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "₀₁₂₃₄₅₆₇₈₉"
+LEVEL = str.maketrans(RAISED + LOWERED, "0123456789+-0123456789")
 VULGAR = re.compile(r"[¼-¾⅐-⅞]")
 NUMBER_WORDS = "two three four five six seven eight nine ten eleven twelve".split()
 
@@ -58,7 +59,7 @@ ONE_NAME = [
     (rf"≤|\\le(?:q|qslant)?{END}", "<="),
     (rf"≥|\\ge(?:q|qslant)?{END}", ">="),
     (rf"≠|\\neq{END}", r"\\ne "),
-    (rf"∈", r"\\in "),
+    (r"∈", r"\\in "),
     (rf"\\lt{END}", "<"),
     (rf"\\gt{END}", ">"),
     (r"\\(sin|cos|tan)\s*\^\s*(?:\{\s*-\s*1\s*\}|-1)", r"\\arc\1 "),
@@ -111,9 +112,8 @@ def undressed(text: str) -> str:
 
 def of_unicode(text: str) -> str:
     """Raised and lowered digits and signs in TeX, 3½ as 3 1/2."""
-    for marks, sign, plain_marks in ((RAISED, "^", "0123456789+-"), (LOWERED, "_", "0123456789")):
-        table = str.maketrans(marks, plain_marks)
-        text = re.sub(f"[{marks}]+", lambda run: f"{sign}{{{run[0].translate(table)}}}", text)
+    text = re.sub(f"[{RAISED}]+", lambda run: f"^{{{run[0].translate(LEVEL)}}}", text)
+    text = re.sub(f"[{LOWERED}]+", lambda run: f"_{{{run[0].translate(LEVEL)}}}", text)
     text = VULGAR.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign[0]), text)
     return re.sub("[−–]", "-", text.replace("⁄", "/"))
 

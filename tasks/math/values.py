@@ -1,7 +1,7 @@
 r"""Values in the one form in which equal ones look alike: sums of products of numbers and names.
 
-`2√3 - x/2` is {("\\sqrt{3}",): 2, ("x",): -1/2}. Numbers are worked out exactly: fractions, roots of
-whole numbers, i; all else is a name, and products of names are only sorted.
+`2√3 - x/2` is {("\\sqrt{3}",): 2, ("x",): -1/2}. Numbers are worked out exactly: fractions, roots
+of whole numbers, i; all else is a name, and products of names are only sorted.
 """
 
 import re
@@ -16,7 +16,7 @@ class Unreadable(Exception):
 
 
 class Sum:
-    """A sum of products, {sorted factors: coefficient}: the form in which equal values look alike."""
+    """A sum of products, {sorted factors: coefficient}: equal values look alike."""
 
     def __init__(self, terms: dict[tuple[str, ...], Fraction]):
         self.terms = {factors: c for factors, c in terms.items() if c}

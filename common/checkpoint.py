@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint folder: what config.json says, and weights in one or several files."""
 
-import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from common.distributed import rank
 from common.files import read_json, write_json
 
 SHARD_BYTES = 5 * 10**9  # of one file; a larger checkpoint is split and gets an index
-MOST_LAYERS = 1000  # of layers and of heads; sizes may be up to LARGEST_SIZE
-LARGEST_SIZE = 10**7
+MOST_LAYERS = 1000  # of layers and of heads
+LARGEST_SIZE = 10**7  # of all else
+LONGEST_CONTEXT = 10**9  # tokens
 
 
 def llama_fields(hf_config: dict, source: str) -> dict:
@@ -44,6 +45,7 @@ def llama_fields(hf_config: dict, source: str) -> dict:
     ):
         value = hf_config.get(name)
         fields[name] = check_size(source, name, default if value is None else value, LARGEST_SIZE)
+    check(source, "head_dim", fields["head_dim"], lambda v: v % 2 == 0, "even, for RoPE")
     if n_heads % fields["num_key_value_heads"]:
         rule = "num_attention_heads must be a multiple of num_key_value_heads"
         raise InputError(f"{source}: {rule}")
@@ -53,6 +55,9 @@ def llama_fields(hf_config: dict, source: str) -> dict:
     eps = hf_config.get("rms_norm_eps", 1e-6)
     fields["rms_norm_eps"] = check(source, "rms_norm_eps", eps, is_positive, "a number above 0")
     fields["rope"] = rope_fields(hf_config, source)
+    if hf_config.get("max_position_embeddings") is not None:
+        context = hf_config["max_position_embeddings"]
+        check_size(source, "max_position_embeddings", context, LONGEST_CONTEXT)
     return fields
 
 
@@ -90,8 +95,8 @@ def check_size(source: str, name: str, value: Any, most: int) -> int:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether it is a number above 0; true, infinity and NaN are none."""
-    return type(value) in (int, float) and 0 < value < math.inf
+    """Whether it is a number above 0 that a float can hold; true, infinity and NaN are not."""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def read_tensors(

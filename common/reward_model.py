@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.checkpoint import LARGEST_SIZE, MOST_LAYERS, check_size, is_positive
 from common.cli import InputError
 from common.distributed import all_gather_dict, progress_bar, rank, world_size
 from common.options import load_checkpoint
@@ -28,15 +29,14 @@ class RewardModel(PreTrained):
 
     def __init__(self, config: Config, hf_config: dict):
         super().__init__(config, hf_config)
-        sizes = [hf_config.get(name) for name in SETTINGS[:3]]
-        temperature = hf_config.get(SETTINGS[3])
-        usable = all(type(size) is int and 0 < size <= 10**6 for size in sizes)
-        if not usable or type(temperature) not in (int, float) or not 0 < temperature < 10**6:
+        if not all(is_positive(hf_config.get(name)) for name in SETTINGS):
             raise InputError(
                 f"the config.json of a reward model names {', '.join(SETTINGS)}, each above 0; is "
-                "this a language model's folder?"
-            )
-        n_objectives = sizes[0]
+                "this a language model's folder?")
+        sizes = []
+        for name, most in zip(SETTINGS, (LARGEST_SIZE, LARGEST_SIZE, MOST_LAYERS)):
+            sizes.append(check_size("config.json", name, hf_config[name], most))
+        n_objectives, temperature = sizes[0], hf_config["gating_temperature"]
         self.regression_layer = nn.Linear(config.hidden_size, n_objectives, bias=False)
         # Takes what verbosity explains out of each objective.
         self.register_buffer("reward_transform_matrix", torch.eye(n_objectives))

@@ -94,9 +94,9 @@ class Run:
         """Raises ReachedUntil if --until names this stage, or one before it in the same round."""
         if self.until is None:
             return
-        (round_, stage), (last_round, last) = name.split("/"), self.until.split("/")
-        order = [name.partition(".")[0] for name in STAGES]
-        if round_ == last_round and order.index(stage.partition(".")[0]) >= order.index(last):
+        (this_round, this), (last_round, last) = name.split("/"), self.until.split("/")
+        order = [stage.partition(".")[0] for stage in (*STAGES, "eval.json")]
+        if this_round == last_round and order.index(this.partition(".")[0]) >= order.index(last):
             raise ReachedUntil
 
 
@@ -202,8 +202,9 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
     record, taken = read_stages(source), {}
     for name, changed in differences(before, options):
         round_folder, stage = name.split("/")
-        trained = stage not in STAGES[5:7] or (source / round_folder / "model").exists()
-        if changed or not trained or not (source / name).exists():
+        of_training = stage in ("log.jsonl", "epochs.jsonl")  # of no use without the model
+        whole = not of_training or (source / round_folder / "model").exists()
+        if changed or not whole or not (source / name).exists():
             if stage in OPTIONAL:
                 continue
             break

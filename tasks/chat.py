@@ -43,9 +43,7 @@ class ChatTokenizer:
                 advice = f"the tokenizer of {folder} has no {closing} token; try --chat plain"
                 raise InputError(f"--chat {chat}: {advice}")
         for name in ("generation_config.json", "config.json"):
-            ids = read_json(folder / name).get("eos_token_id")
-            if ids is not None:
-                stops += ids if isinstance(ids, list) else [ids]
+            stops += eos_ids(folder / name)
         if not stops:
             reason = "neither generation_config.json nor config.json names an eos_token_id"
             raise InputError(f"{folder}: {reason}")
@@ -88,6 +86,19 @@ class ChatTokenizer:
     def newline_ids(self) -> list[int]:
         """Every token with a line break: they end a new problem, which is one line."""
         return [i for i in range(self.tokenizer.get_vocab_size()) if "\n" in self.decode([i])]
+
+
+def eos_ids(path: Path) -> list[int]:
+    """The tokens that end a text, as a checkpoint's JSON file has them: none, one, or a list."""
+    ids = read_json(path).get("eos_token_id")
+    if ids is None:
+        return []
+    if not isinstance(ids, list):
+        ids = [ids]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        rule = "must be a token's number, or a list of them"
+        raise InputError(f"{path}: eos_token_id {rule}, found {str(ids)[:40]}")
+    return ids
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -70,7 +70,7 @@ def most_consistent(
 ) -> int:
     """The index of y+. Raises NoPair if nobody voted or V(y+) < τ."""
     most = max(votes[:k])
-    if most == 0 or most < tau * k - 1e-9:  # 0.7 · 10 is 7.000…01 in floating point
+    if most == 0 or most < tau * k - 1e-9:  # 0.28 · 25 is 7.000…01 in floating point
         raise NoPair("below tau")
     return draw_response(answers, [i for i in range(k) if votes[i] == most], rng)
 

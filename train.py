@@ -363,7 +363,7 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     if not args.test or args.no_eval:
         return
     if run.has(name) and run.has(f"M{t}/eval.json"):
-        run.keep(name)
+        run.keep(f"M{t}/eval.json")
         return
     rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, f"M{t}")
     result = score(rows, args.task)
@@ -372,6 +372,7 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     for row in rows[:2]:
         greedy = " ".join(row["greedy"].split())
         print(f"    {row['question']}\n      greedy: {greedy}   (gold {row['gold']})")
+    run.finish(f"M{t}/eval.json")
 
 
 # --------------------------------------------------------------------------------------------

@@ -180,10 +180,10 @@ def train_args(*argv) -> Namespace:
 # --------------------------------------------------------------------------------------------
 # Small runs of the toy task
 
-# Two rounds in two seconds.
+# Two rounds in about two seconds.
 SMALL = (
-    "--limit 24 --k 4 --tau 0.5 0.75 --new-problems 0 12 --epochs 1 --batch-size 8 "
-    "--micro-batch-size 4"
+    "--limit 24 --k 4 --tau 0.5 0.75 --new-problems 0 12 --max-new-tokens 48 --epochs 1 "
+    "--batch-size 8 --micro-batch-size 4"
 ).split()
 # Files that tell when and how a run was made, besides what it made.
 OF_THE_RUN = ("options.json", "stages.json", "results.json", "lock")

@@ -1,0 +1,86 @@
+"""`--select`: which epoch's model becomes M_t."""
+
+import pytest
+from conftest import SMALL, TOY, run, stage_files
+
+import train
+from common.files import read_json, read_jsonl, write_jsonl
+from common.selection import best_epoch
+
+
+def test_the_best_epoch_by_labels_is_the_first_of_equal_ones():
+    rows = []
+    for epoch, greedy in ((1, 0.3), (2, 0.5), (3, 0.5), (4, 0.1)):
+        rows.append({"epoch": epoch, "greedy": greedy})
+    assert best_epoch(rows, "dev") == 2
+
+
+@pytest.mark.parametrize("rows, best", [
+    # (vote share, different answers) of M_{t-1}, which is no candidate, and of each epoch
+    ([(0.99, 40), (0.6, 38), (0.7, 20), (1.0, 19)], 2),  # 19 < 40 / 2: the third has collapsed
+    ([(0.5, 40), (0.9, 3), (1.0, 1)], 1),  # all have
+    ([(0.5, 40), (0.8, 30), (0.8, 40)], 1),
+])
+def test_the_best_epoch_by_votes_has_not_collapsed(rows, best):
+    lines = []
+    for epoch, (share, different) in enumerate(rows):
+        lines.append({"epoch": epoch, "vote_share": share, "different_answers": different})
+    assert best_epoch(lines, "votes") == best
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    """Three epochs, of which the last, the best by votes or the best by labels becomes M1."""
+    folder = tmp_path_factory.mktemp("selected")
+    garbage = []  # in place of every answer, and where there was none
+    for option, name in (("--problems", "train"), ("--dev", "dev"), ("--test", "test")):
+        rows = [{**row, "answer": "#### 7"} for row in read_jsonl(TOY / f"{name}.jsonl")]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+        garbage += [option, folder / f"{name}.jsonl"]
+    small = [*SMALL, "--rounds", "1", "--epochs", "3", "--lr", "2e-3", "--limit", "16", "--no-eval"]
+    for name, how in (
+        ("last", []),
+        ("votes", ["--select", "votes"]),
+        ("dev", ["--select", "dev"]),
+        ("votes, garbage", ["--select", "votes", *garbage]),
+    ):
+        run(train, *small, *how, "--out", folder / name)
+    return folder
+
+
+def test_only_the_selection_by_labels_reads_labels(selected):
+    assert stage_files(selected / "votes") == stage_files(selected / "votes, garbage")
+
+
+def test_scores_of_the_epochs(selected):
+    """By votes M0 is scored too, to see whether its variety remains."""
+    dev = read_jsonl(selected / "dev/M1/epochs.jsonl")
+    votes = read_jsonl(selected / "votes/M1/epochs.jsonl")
+    assert [row["epoch"] for row in dev] == [1, 2, 3]
+    assert [row["epoch"] for row in votes] == [0, 1, 2, 3]
+    assert dev[0]["greedy"] > 0 and 0 < votes[0]["vote_share"] < 1
+    assert not (selected / "last/M1/epochs.jsonl").exists()
+
+
+def test_the_selection_comes_after_the_training(selected):
+    logs = {(selected / name / "M1/log.jsonl").read_bytes() for name in ("last", "votes", "dev")}
+    assert len(logs) == 1
+
+
+def test_the_selected_model_is_kept_and_the_others_are_gone(selected):
+    last = (selected / "last/M1/model/model.safetensors").read_bytes()
+    for name in ("votes", "dev"):
+        kept = (selected / name / "M1/model/model.safetensors").read_bytes()
+        best = best_epoch(read_jsonl(selected / name / "M1/epochs.jsonl"), name)
+        assert (kept == last) == (best == 3)
+        assert not (selected / name / "M1/epochs").exists()
+
+
+def test_the_selected_model_has_the_score_that_selected_it(selected, tmp_path):
+    """Greedy accuracy of M1 on the same 16 dev problems, measured by the evaluation."""
+    rows = read_jsonl(selected / "dev/M1/epochs.jsonl")
+    best = max(row["greedy"] for row in rows)
+    small = [*SMALL, "--rounds", "1", "--epochs", "3", "--lr", "2e-3", "--limit", "16"]
+    run(train, *small, "--select", "dev", "--from", selected / "dev",
+        "--test", TOY / "dev.jsonl", "--out", tmp_path / "run")
+    assert read_json(tmp_path / "run/M1/eval.json")["greedy"] == best

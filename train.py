@@ -42,7 +42,7 @@ from common.distributed import (all_gather_dict, all_reduce, init_distributed, l
 from common.files import write_json
 from common.options import add_sampling_options, load_checkpoint, parse_args, usable_device
 from common.reward_model import make_rewards
-from common.runs import Run, open_run, per_round, write_results
+from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import SELECTIONS, best_epoch, score_epochs
 from common.throughput import Throughput
 from common.training import (caught_signals, free_memory, load_for_training, remove,
@@ -68,6 +68,7 @@ def train(args: Namespace, run: Run) -> None:
     evaluate_model(source, args, run, 0)
     for t in range(1, args.rounds + 1):
         if run.has(f"M{t}/model"):
+            on_main(remove, run.folder / f"M{t}", *OF_TRAINING)  # if it ended right behind it
             run.keep(f"M{t}/model")
         else:
             train_round(source, args, run, t)
@@ -87,7 +88,7 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
     if args.method == "reward":
         rewards = run.stage(f"M{t}/rewards.jsonl", make_rewards, responses, args, t)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
-        leftovers = ("reference.jsonl", "log.jsonl", "epochs", "checkpoint-*")
+        leftovers = ("reference.jsonl", "log.jsonl", *OF_TRAINING)
         on_main(remove, run.folder / f"M{t}", *leftovers)
     pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
     train_model(source, pairs, args, run, t)
@@ -246,9 +247,10 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     if args.select != "last":
         rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
         epoch = best_epoch(rows, args.select)
+    run.begin(f"M{t}/model")
     run.record(f"M{t}/model", time.time() - started)
     on_main((folder / f"epochs/{epoch}").rename, folder / "model")
-    on_main(remove, folder, "epochs", "checkpoint-*")
+    on_main(remove, folder, *OF_TRAINING)
     run.finish(f"M{t}/model")
 
 

@@ -12,6 +12,7 @@ other code has made. `--from` takes over another run's files, as far as the opti
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from argparse import Namespace
@@ -37,11 +38,14 @@ STAGES = (
     "model",
     "eval_responses.jsonl",
 )
+ORDER = [stage.partition(".")[0] for stage in (*STAGES, "eval.json")]
 # Those that not every run has.
 OPTIONAL = ("rewards.jsonl", "reference.jsonl", "epochs.jsonl", "eval_responses.jsonl")
+# What a training leaves in the round's folder until its model is chosen.
+OF_TRAINING = ("epochs", "checkpoint-*")
 # The first stage of a round that an option changes. One that is not named changes every stage.
 FIRST_CHANGE = {
-    "problems.jsonl": ("problems", "new_problems", "writer"),
+    "problems.jsonl": ("problems", "new_problems"),
     "responses.jsonl": ("k", "extra", "extra_temperature"),
     "rewards.jsonl": ("reward_model",),
     "pairs.jsonl": ("method", "tau", "unweighted", "answers"),
@@ -49,6 +53,7 @@ FIRST_CHANGE = {
     + ("select", "dev"),
     "eval_responses.jsonl": ("test",),
 }
+FOR_NEW_PROBLEMS = ("writer", "test")  # a question of the test is not written again
 # These change where and how fast a run is made, or how far it goes.
 NO_CHANGE = (
     "out from until rounds no_eval dry_run device max_num_seqs micro_batch_size save_every "
@@ -71,6 +76,7 @@ class Run:
         if self.has(name):
             self.keep(name)
             return read_jsonl(self.folder / name)
+        self.begin(name)
         started = time.time()
         rows = make(*args)
         on_main(write_jsonl, self.folder / name, rows)
@@ -90,14 +96,21 @@ class Run:
         """Note the seconds of a stage, and the code that made it."""
         on_main(write_record, self.folder, name, seconds)
 
-    def finish(self, name: str) -> None:
-        """Raises ReachedUntil if --until names this stage, or one before it in the same round."""
-        if self.until is None:
-            return
-        (this_round, this), (last_round, last) = name.split("/"), self.until.split("/")
-        order = [stage.partition(".")[0] for stage in (*STAGES, "eval.json")]
-        if this_round == last_round and order.index(this.partition(".")[0]) >= order.index(last):
+    def begin(self, name: str) -> None:
+        """Raises ReachedUntil if --until names a stage before this one."""
+        if self.until and place(name) > place(self.until):
             raise ReachedUntil
+
+    def finish(self, name: str) -> None:
+        """Raises ReachedUntil if --until names this stage, or one before it."""
+        if self.until and place(name) >= place(self.until):
+            raise ReachedUntil
+
+
+def place(name: str) -> tuple[int, int]:
+    """The round of a stage, and its place in it: M1/pairs.jsonl, or M1/pairs, is (1, 3)."""
+    round_, stage = name.split("/")
+    return int(round_.removeprefix("M")), ORDER.index(stage.partition(".")[0])
 
 
 def write_record(folder: Path, name: str, seconds: float) -> None:
@@ -157,16 +170,28 @@ def begin(folder: Path, options: dict) -> None:
 def refuse_changes(folder: Path, before: dict, options: dict) -> None:
     """Raise InputError if there is a file that depends on an option that was changed."""
     for name, changed in differences(before, options):
-        if changed and (folder / name).exists():
+        made = [path for path in (folder / name, *training_of(folder, name)) if path.exists()]
+        if changed and made:
             option, then, now = changed[0]
+            file = made[0].relative_to(folder)
             raise InputError(
-                f"--out {folder}: {name} was made with {option} {then}, not {now}; choose another "
+                f"--out {folder}: {file} was made with {option} {then}, not {now}; choose another "
                 f"--out, perhaps with --from {folder} to start from the stages that agree"
             )
 
 
+def training_of(folder: Path, name: str) -> list[Path]:
+    """Checkpoints and models of a training that is under way, if the stage is its log.jsonl."""
+    path, found = folder / name, []
+    if path.name == "log.jsonl":
+        for pattern in OF_TRAINING:
+            found += path.parent.glob(pattern)
+    return found
+
+
 def differences(before: dict, now: dict) -> Iterator[tuple[str, list[tuple]]]:
     """The files of a run in order, each with the options that change it: (option, before, now)."""
+    before, now = in_use(before), in_use(now)
 
     def changes(options: Sequence[str], t: int) -> list[tuple]:
         found = []
@@ -176,17 +201,31 @@ def differences(before: dict, now: dict) -> Iterator[tuple[str, list[tuple]]]:
                 found.append((option, then, value))
         return found
 
-    later = [option for options in FIRST_CHANGE.values() for option in options]
-    changed = changes([option for option in now if option not in (*later, *NO_CHANGE)], 0)
+    later = [*NO_CHANGE, *FOR_NEW_PROBLEMS]
+    for options in FIRST_CHANGE.values():
+        later += options
+    changed = changes([option for option in now if option not in later], 0)
     yield "M0/eval_responses.jsonl", changed + changes(("k", "test"), 0)
     for t in range(1, now["rounds"] + 1):
         for stage in STAGES:
             own = changes(FIRST_CHANGE.get(stage, ()), t)
             if stage == "problems.jsonl" and per_round(now["new_problems"], t):
-                own += changes(("test",), t)  # a question of the test is not written again
+                own += changes(FOR_NEW_PROBLEMS, t)
             yield f"M{t}/{stage}", changed + own
             if stage != "eval_responses.jsonl":
                 changed = changed + own
+
+
+def in_use(options: dict) -> dict:
+    """The options, None in place of those that no stage of this run looks at."""
+    idle = []
+    if options.get("method") not in ("gold", "semi"):
+        idle.append("answers")
+    if options.get("method") != "reward":
+        idle.append("reward_model")
+    if options.get("select") == "last":
+        idle.append("dev")
+    return {**options, **dict.fromkeys(idle)}
 
 
 def per_round(value: Any, t: int) -> Any:
@@ -227,9 +266,9 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def fingerprint() -> tuple[str, dict[str, str]]:
-    """Short hashes of what can change a result, the six scripts and tasks/: of all, of each file."""
+    """Short hashes of what can change a result (scripts, common/, tasks/): of all, of each file."""
     code = {}
-    for pattern in ("*.py", "tasks/**/*.py", "tasks/*/task.json"):
+    for pattern in ("*.py", "common/*.py", "tasks/**/*.py", "tasks/*/task.json"):
         for path in sorted(ROOT.glob(pattern)):
             code[path.relative_to(ROOT).as_posix()] = short_hash(path.read_bytes())
     return short_hash(json.dumps(code).encode()), code
@@ -242,7 +281,7 @@ def short_hash(data: bytes) -> str:
 def warn_of_other_code(folder: Path) -> None:
     """One line on the files that other code has made, and how to make them anew."""
     record, (digest, now) = read_stages(folder), fingerprint()
-    kept = [name for name in record["stages"] if (folder / name).exists()]
+    kept = sorted((name for name in record["stages"] if (folder / name).exists()), key=place)
     stale = [name for name in kept if record["stages"][name]["code"] != digest]
     if not stale:
         return
@@ -250,10 +289,24 @@ def warn_of_other_code(folder: Path) -> None:
     for name in stale:
         then = record["code"].get(record["stages"][name]["code"], {})
         changed.update(file for file in {*then, *now} if then.get(file) != now.get(file))
-    outdated = kept[kept.index(stale[0]) :]  # what was made after it was made from it
-    paths = [str(folder / name) for name in in_short(outdated, kept)]
+    outdated = made_from(stale, kept)
+    paths = [folder / name for name in in_short(outdated, kept)]
+    for round_ in dict.fromkeys(name.partition("/")[0] for name in outdated):
+        if folder / round_ not in paths:
+            paths += training_of(folder, f"{round_}/log.jsonl")
     print(f"WARNING: {', '.join(sorted(changed))} changed since these stages were made, which are "
-          f"KEPT: {', '.join(in_short(stale, kept))}. To make them anew: rm -r {' '.join(paths)}")
+          f"KEPT: {', '.join(in_short(stale, kept))}. To make them anew: rm -r {shlex.join(map(str, paths))}")
+
+
+def made_from(stale: list[str], kept: list[str]) -> list[str]:
+    """The stale stages, and what was made from them: of an evaluation nothing is."""
+    found, outdated = [], False
+    for name in kept:
+        if not name.endswith("/eval_responses.jsonl"):
+            outdated = outdated or name in stale
+        if outdated or name in stale:
+            found.append(name)
+    return found
 
 
 def in_short(names: list[str], kept: list[str]) -> list[str]:

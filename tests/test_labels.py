@@ -5,7 +5,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from conftest import SHIPPED, SMALL, TOY, run, stage_files, without_evaluation
+from conftest import SHIPPED, SMALL, TOY, digest, run, stage_files, without_evaluation
 
 import train
 from common.files import read_json, read_jsonl, write_jsonl
@@ -124,9 +124,9 @@ def test_garbage_in_place_of_every_answer_changes_no_file_of_a_method_without_la
 
 def test_all_methods_judge_the_same_responses_and_make_different_models(runs):
     for name in ("problems.jsonl", "responses.jsonl"):
-        contents = {(folder / "M1" / name).read_bytes() for folder in runs.values()}
+        contents = {digest(folder / "M1" / name) for folder in runs.values()}
         assert len(contents) == 1
-    weights = {(f / "M1/model/model.safetensors").read_bytes() for f in runs.values()}
+    weights = {digest(f / "M1/model/model.safetensors") for f in runs.values()}
     assert len(weights) == len(runs) == 7
 
 
@@ -166,8 +166,8 @@ def test_gold_and_semi_find_the_toy_tasks_own_answers(finished, tmp_path, method
     assert len(pairs) > 4
     for pair in pairs:
         assert pair["answer_chosen"] == golds[pair["id"]] != pair["answer_rejected"]
-    responses = (tmp_path / "run/M1/responses.jsonl").read_bytes()
-    assert responses == (finished / "M1/responses.jsonl").read_bytes()
+    responses = digest(tmp_path / "run/M1/responses.jsonl")
+    assert responses == digest(finished / "M1/responses.jsonl")
 
 
 def test_a_written_problem_has_no_answer_so_semi_votes_and_gold_skips_it(tmp_path):

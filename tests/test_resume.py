@@ -15,7 +15,7 @@ from conftest import (ROOT, SMALL, delete, interrupted_at, run, run_interrupted,
 
 import common.files
 import train
-from common.files import locked, read_json, read_jsonl
+from common.files import locked, read_json, read_jsonl, write_jsonl
 from common.training import remove
 
 ROUND = [
@@ -152,6 +152,22 @@ def test_resume_from_a_checkpoint_that_no_signal_asked_for(four_steps, tmp_path,
     (tmp_path / "parts/M1/checkpoint-3.part").mkdir()  # half a checkpoint counts for nothing
     run(train, *FOUR_STEPS, "--out", tmp_path / "parts")
     assert stage_files(tmp_path / "parts") == stage_files(four_steps)
+
+
+def test_pairs_that_are_made_anew_are_trained_from_the_first_step(four_steps, tmp_path):
+    """Reference and checkpoint may be of other pairs. They are made unlike, to see them go."""
+    folder = tmp_path / "run"
+    run_interrupted(2, *FOUR_STEPS, "--out", folder)
+    delete(folder / "M1/pairs.jsonl")
+    for path in (folder / "M1/reference.jsonl", folder / "M1/checkpoint-2/log.jsonl"):
+        changed = []
+        for row in read_jsonl(path):
+            changed.append({**row, "reference_chosen_logp": -99.0, "loss": 99.0})
+        write_jsonl(path, changed)
+    with interrupted_at(0) as steps:  # counts only
+        run(train, *FOUR_STEPS, "--out", folder)
+    assert len(steps) == 4
+    assert stage_files(folder) == stage_files(four_steps)
 
 
 def test_a_log_without_its_model_is_trained_again(finished, tmp_path):

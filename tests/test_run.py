@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHIPPED, SMALL, TOY, run, snapshot, stage_files, without_evaluation
+from conftest import (
+    SHIPPED,
+    SMALL,
+    TOY,
+    digest,
+    run,
+    snapshot,
+    stage_files,
+    train_args,
+    without_evaluation,
+)
 
+import eval as evaluation
 import train
 from common.files import read_json, read_jsonl
 from common.runs import per_round
+from eval import score
 from model import Llama
 from tasks.chat import ChatTokenizer
 from vote import response_answers
@@ -102,7 +114,15 @@ def test_the_model_is_a_checkpoint_folder_like_the_one_before(finished):
     files = {path.name for path in SHIPPED.iterdir()}
     assert {path.name for path in (finished / "M1/model").iterdir()} == files
     for name in files - {"config.json", "model.safetensors"}:
-        assert (finished / "M1/model" / name).read_bytes() == (SHIPPED / name).read_bytes()
+        assert digest(finished / "M1/model" / name) == digest(SHIPPED / name)
+
+
+def test_round_2_samples_the_model_of_round_1(finished):
+    args = train_args(*SMALL)
+    problems = read_jsonl(finished / "M2/problems.jsonl")
+    responses = read_jsonl(finished / "M2/responses.jsonl")
+    assert train.make_responses(finished / "M1/model", problems, args, 2) == responses
+    assert train.make_responses(SHIPPED, problems, args, 2) != responses
 
 
 def test_extra_responses_are_drawn_where_all_k_agree_and_only_there(finished):
@@ -173,6 +193,16 @@ def test_seconds_of_a_model_are_those_of_its_stages(finished):
     assert set(stages) == {name for name in stages_of(finished) if not name.endswith("eval.json")}
 
 
+@pytest.mark.parametrize("t", [0, 1, 2])
+def test_each_evaluation_is_what_eval_says_of_that_model(finished, tmp_path, t):
+    model = finished / f"M{t}/model" if t else SHIPPED
+    options = ["--limit", "24", "--k", "4", "--max-new-tokens", "48"]
+    run(evaluation, "--model", model, *options, "--out", tmp_path / "r.jsonl")
+    theirs = digest(finished / f"M{t}/eval_responses.jsonl")
+    assert digest(tmp_path / "r.jsonl") == theirs
+    assert score(read_jsonl(tmp_path / "r.jsonl"), "toy") == read_json(finished / f"M{t}/eval.json")
+
+
 @pytest.mark.parametrize("content", [None, '{"M1": {"greedy": 1.0}}'], ids=["deleted", "wrong"])
 def test_results_are_made_from_the_files_again(finished, tmp_path, content):
     folder = tmp_path / "run"
@@ -182,7 +212,7 @@ def test_results_are_made_from_the_files_again(finished, tmp_path, content):
     else:
         (folder / "results.json").write_text(content)
     run(train, *SMALL, "--out", folder)
-    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert digest(folder / "results.json") == digest(finished / "results.json")
 
 
 def test_a_finished_run_does_nothing_again_but_show_its_table(finished, capsys):

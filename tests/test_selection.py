@@ -1,7 +1,7 @@
 """`--select`: which epoch's model becomes M_t."""
 
 import pytest
-from conftest import SMALL, TOY, run, stage_files
+from conftest import SMALL, TOY, digest, run, stage_files
 
 import train
 from common.files import read_json, read_jsonl, write_jsonl
@@ -63,14 +63,14 @@ def test_scores_of_the_epochs(selected):
 
 
 def test_the_selection_comes_after_the_training(selected):
-    logs = {(selected / name / "M1/log.jsonl").read_bytes() for name in ("last", "votes", "dev")}
+    logs = {digest(selected / name / "M1/log.jsonl") for name in ("last", "votes", "dev")}
     assert len(logs) == 1
 
 
 def test_the_selected_model_is_kept_and_the_others_are_gone(selected):
-    last = (selected / "last/M1/model/model.safetensors").read_bytes()
+    last = digest(selected / "last/M1/model/model.safetensors")
     for name in ("votes", "dev"):
-        kept = (selected / name / "M1/model/model.safetensors").read_bytes()
+        kept = digest(selected / name / "M1/model/model.safetensors")
         best = best_epoch(read_jsonl(selected / name / "M1/epochs.jsonl"), name)
         assert (kept == last) == (best == 3)
         assert not (selected / name / "M1/epochs").exists()

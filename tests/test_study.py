@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TOY
+from conftest import TOY, digest
 
 import train
 from bench import study
@@ -20,12 +20,12 @@ def run_train(monkeypatch, *argv):
     run_script(train.main)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """The files of a run's rounds."""
+def files(folder: Path) -> dict[str, str]:
+    """The digests of the files of a run's rounds."""
     found = {}
     for path in sorted(folder.glob("M*/**/*")):
         if path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
+            found[str(path.relative_to(folder))] = digest(path)
     return found
 
 

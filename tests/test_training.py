@@ -211,6 +211,12 @@ def test_options_of_the_machine_change_no_more_than_rounding(pairs, tmp_path, ch
     torch.testing.assert_close(changed, plain, rtol=1e-5, atol=1e-6)
 
 
+def test_activation_checkpointing_is_what_the_option_says():
+    for argv, expected in (([], False), (["--activation-checkpointing"], True)):
+        model, _ = load_for_training(SHIPPED, train_args(*argv))
+        assert model.model.activation_checkpointing is expected
+
+
 def test_the_gradient_norm_is_logged_before_it_is_clipped(pairs, tmp_path):
     """--max-grad-norm does not change what the log says of the first step."""
     logs = []

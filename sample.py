@@ -34,7 +34,7 @@ from model import KVCache, Llama
 from tasks.chat import ChatTokenizer
 from tasks.task import Task, read_problems
 from tasks.zebralogic.puzzle import rephrased_puzzle
-from vote import show_votes
+from vote import NEXT_QUESTION, show_votes
 
 DROP_BELOW = 7 / 8  # share of rows still active: dropping copies the cache, so not for every row
 STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes every row's text
@@ -203,7 +203,7 @@ def answer_problems(
     params: SamplingParams, *, seed: Sequence[int], first_sample: int = 0, desc: str = "",
 ) -> list[dict]:
     """k responses to each problem: lines of responses.jsonl. Gold answers are not looked at."""
-    stops = () if tokenizer.is_chat else task.stop
+    stops = NEXT_QUESTION if task.runs_on and not tokenizer.is_chat else ()
 
     def says_stop(tokens: list[int]) -> bool:
         text = tokenizer.decode(tokens[-STOP_FN_TOKENS:])

@@ -86,11 +86,9 @@ def final_part(text: str) -> str:
         text = rest
     elif "<think>" in text:  # cut off in its thoughts
         text = text.partition("<think>")[0]
-    for mark in NEXT.finditer(text):
-        before = text[: mark.start()]
-        if re.search(r"[\d\\]", before):  # else it restates its own question
-            text = before
-            break
+    begun = re.search(r"[\d\\]", text)  # before it, it may restate its own question
+    if begun and (mark := NEXT.search(text, begun.end())):
+        text = text[: mark.start()]
     tags = ANSWER_TAG.findall(text) if "<answer>" in text else []
     return tags[-1] if tags else text
 

@@ -4,8 +4,8 @@
     python bench/study.py --settings scpo coin --seeds 3        # part of it
     python bench/study.py --problems dev --seeds 1 --settings scpo lr-1e-4 alpha-1 # for tuning
 
-Every run is `python train.py` with the options of SETTINGS, in OUT/SETTING-SEED. Runs that exist are
-kept, so it can be stopped at any time; what two runs would make alike is taken over from the seed's
+Every run is `python train.py` with the options of SETTINGS, in OUT/SETTING-SEED. Runs that exist
+are kept, so it can be stopped at any time; what two runs would make alike is taken over from the seed's
 run of ScPO. A seed changes samples, ties, the order of the pairs and the questions that the model
 writes; the given questions, the test problems and M0 stay.
 

@@ -294,8 +294,9 @@ def warn_of_other_code(folder: Path) -> None:
     for round_ in dict.fromkeys(name.partition("/")[0] for name in outdated):
         if folder / round_ not in paths:
             paths += training_of(folder, f"{round_}/log.jsonl")
+    command = shlex.join(["rm", "-r", *map(str, paths)])
     print(f"WARNING: {', '.join(sorted(changed))} changed since these stages were made, which are "
-          f"KEPT: {', '.join(in_short(stale, kept))}. To make them anew: rm -r {shlex.join(map(str, paths))}")
+          f"KEPT: {', '.join(in_short(stale, kept))}. To make them anew: {command}")
 
 
 def made_from(stale: list[str], kept: list[str]) -> list[str]:

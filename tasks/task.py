@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.cli import InputError
 from common.files import read_json, read_jsonl
+from tasks.math.answer import boxed_answers
 from tasks.zebralogic.puzzle import gold_table, json_form, table_header
 from vote import EXTRACTORS, extract_answer
 
@@ -35,7 +36,7 @@ class Task:
     text: str = "question"  # the field of a row that holds its problem
     examples: int = 4  # problems shown to the problem writer
     puzzle: bool = False  # it has a table to fill in; a new one is rephrased from one example
-    stop: tuple[str, ...] = ()  # strings that end a base model's response: it runs on otherwise
+    runs_on: bool = False  # a base model goes on with another question: vote.NEXT_QUESTION ends it
 
     @classmethod
     def load(cls, name: str) -> "Task":
@@ -51,11 +52,10 @@ class Task:
             if known[key].type is str and isinstance(raw[key], list):
                 raw[key] = "\n".join(map(str, raw[key]))
         for field in known.values():
-            kind = list if field.name == "stop" else field.type
             if field.name not in raw and field.default is MISSING:
                 raise InputError(f"{path}: `{field.name}` is missing")
-            if field.name in raw and type(raw[field.name]) is not kind:
-                raise InputError(f"{path}: `{field.name}` must be a JSON {kind.__name__}")
+            if field.name in raw and type(raw[field.name]) is not field.type:
+                raise InputError(f"{path}: `{field.name}` must be a JSON {field.type.__name__}")
         missing = [key for key in NEEDED_DEFAULTS if key not in raw["defaults"]]
         if missing:
             raise InputError(f"{path}: `defaults` has no {', '.join(missing)}")
@@ -155,8 +155,10 @@ def gold_answer(problem: dict, task: str) -> str | None:
     if task == "zebralogic":
         return gold_table(solution)
     if task == "math":
-        boxed = str(solution or "") if answer is None else rf"\boxed{{{answer}}}"
-        return extract_answer(boxed, task)
+        if answer is None:  # the benchmark's own rule: the last box alone
+            boxes = boxed_answers(str(solution or "")) or [""]
+            answer = boxes[-1]
+        return extract_answer(rf"\boxed{{{answer}}}", task)
     if answer is None:
         return None
     return extract_answer(str(answer), task) or extract_answer(f"#### {answer}", task)

@@ -145,7 +145,7 @@ def test_a_defect_of_the_program_is_not_taken_for_a_mistake():
 
 @pytest.mark.parametrize("change, needle", [
     ({"prompt": 3}, "`prompt`"),
-    ({"stop": "x"}, "`stop`"),
+    ({"runs_on": "x"}, "`runs_on`"),
     ({"odd": 1}, "`odd`"),
     ({"defaults": {}}, "no k, tau"),
 ])

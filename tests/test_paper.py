@@ -58,7 +58,8 @@ def scripted(tokenizer: ChatTokenizer):
 
     def respond(prompt: str, seed: list[int]) -> sample.Response:
         written = reply(prompt, random.Random(f"{prompt} {seed}"))
-        return sample.Response(tokenizer.tokenizer.encode(written, add_special_tokens=False).ids, True)
+        ids = tokenizer.tokenizer.encode(written, add_special_tokens=False).ids
+        return sample.Response(ids, True)
 
     return generate
 

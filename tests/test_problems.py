@@ -10,7 +10,7 @@ from tasks.chat import ChatTokenizer
 from tasks.task import Task, read_problems, unlabeled
 
 TASK = Task(name="toy", prompt="Q: {question}\nA:", chat="{question}", example="Q: {question}\n",
-            new_problem="{examples}Q:", defaults={}, stop=("\nQ:",))
+            new_problem="{examples}Q:", defaults={}, runs_on=True)
 PUZZLES = Task(name="zebralogic", prompt="{question}\n{skeleton}", chat="{question}\n{skeleton}",
                example='"""{question}"""', new_problem="{examples} {attributes}", defaults={},
                text="puzzle", examples=1, puzzle=True)

@@ -54,7 +54,7 @@ def gsm8k(tmp_path, monkeypatch):
 def test_what_a_task_does_not_say_has_a_default(gsm8k):
     task = gsm8k()
     assert (task.name, task.text, task.examples, task.puzzle) == ("gsm8k", "question", 4, False)
-    assert task.stop == ()
+    assert task.runs_on is False
 
 
 def test_a_text_may_be_given_as_its_lines(gsm8k):
@@ -90,7 +90,7 @@ def test_a_puzzle_says_that_it_is_one(gsm8k, tmp_path):
     ({"examples": "1"}, "`examples` must be a JSON int"),
     ({"examples": True}, "`examples` must be a JSON int"),
     ({"puzzle": 1}, "`puzzle` must be a JSON bool"),
-    ({"stop": "Q:"}, "`stop` must be a JSON list"),
+    ({"runs_on": "yes"}, "`runs_on` must be a JSON bool"),
     ({"defaults": {"k": 8}}, "`defaults` has no tau, temperature, top_p, new_problems, beta"),
 ])
 def test_a_mistake_in_task_json_is_named(changes, named, gsm8k, tmp_path):

@@ -145,7 +145,7 @@ class Formula:
         return [value for _, item in found for value in both_signs(item)]
 
     def relation(self) -> tuple[str, Sum]:
-        r"""Sums with relations between them: what it is about, and the value; `x = 2` is ("x", 2)."""
+        r"""Sums with relations between them: what it is about, and the value: ("x", 2) of x = 2."""
         sides, signs = [self.sum()], []
         while sign := self.take(*RELATIONS):
             side = self.sum()

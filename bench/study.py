@@ -5,9 +5,9 @@
     python bench/study.py --problems dev --seeds 1 --settings scpo lr-1e-4 alpha-1 # for tuning
 
 Every run is `python train.py` with the options of SETTINGS, in OUT/SETTING-SEED. Runs that exist
-are kept, so it can be stopped at any time; what two runs would make alike is taken over from the seed's
-run of ScPO. A seed changes samples, ties, the order of the pairs and the questions that the model
-writes; the given questions, the test problems and M0 stay.
+are kept, so it can be stopped at any time; what two runs would make alike is taken over from the
+seed's run of ScPO. A seed changes samples, ties, the order of the pairs and the questions that the
+model writes; the given questions, the test problems and M0 stay.
 
 What the tables need of each run goes to a line of OUT/study.jsonl. `bench/report.py` prints tables
 and figures from such a file; the committed one is bench/results/study.jsonl.

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cli import ArgumentParser, InputError, run_script
-from common.files import check_out, read_responses, write_jsonl
+from common.checks import check_lengths
+from common.cli import ArgumentParser, InputError, file_name, run_script
+from common.files import check_out, read_responses, write_new
+from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args
 from model import Llama
 from sample import SamplingParams, answer_problems
@@ -32,25 +34,32 @@ from vote import extract_answer, response_answers, was_ended
 EVALUATING = (0, 4)
 
 
-def evaluate_checkpoint(folder: Path, problems: str, args: Namespace, name: str) -> list[dict]:
-    """Let the model in a folder answer a file of problems: lines of eval_responses.jsonl."""
+def evaluate_checkpoint(
+    folder: Path, problems: str, args: Namespace, out: str | Path | None, name: str
+) -> list[dict]:
+    """Let the model in a folder answer a file of problems: the lines of `out`.
+
+    out: the file that is made of them, beside which finished batches are kept.
+    """
     task = Task.load(args.task)
     rows = read_problems(problems, task, args.limit)
+    check_lengths(problems, folder, task, args)
     model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype)
     params = SamplingParams.from_args(args)
-    return evaluate(model, tokenizer, task, rows, args.k, params, args.seed, name)
+    journal = Journal(out, folder, args) if out else None
+    return evaluate(model, tokenizer, task, rows, args.k, params, args.seed, journal, name)
 
 
 def evaluate(
     model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], k: int,
-    params: SamplingParams, seed: int, name: str = "",
+    params: SamplingParams, seed: int, journal: Journal | None = None, name: str = "",
 ) -> list[dict]:
     """One greedy response and k samples to each problem, with its gold answer."""
     seeds = [seed, *EVALUATING]
     greedy = answer_problems(model, tokenizer, task, problems, 1, replace(params, temperature=0.0),
-                             seed=seeds, desc=f"{name}: greedy")
+                             seed=seeds, journal=journal, desc=f"{name}: greedy")
     rows = answer_problems(model, tokenizer, task, problems, k, params, seed=seeds,
-                           desc=f"{name}: {k} samples")
+                           journal=journal, desc=f"{name}: {k} samples")
     for row, single, problem in zip(rows, greedy, problems):
         row["greedy"], row["greedy_ended"] = single["responses"][0], single["ended"][0]
         row["gold"] = gold_answer(problem, task.name)
@@ -171,8 +180,9 @@ def percent(value: float | None, standard_error: float | None = None) -> str:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser)
-    parser.add_argument("--responses", help="score this file instead of a model")
-    parser.add_argument("--out", help="keep the responses of a model here; must not exist yet")
+    parser.add_argument("--responses", type=file_name, help="score this file instead of a model")
+    parser.add_argument("--out", type=file_name,
+        help="keep the responses of a model here; must not exist yet")
     args = parse_args(parser, problems="test")
     if args.responses:
         if args.out:
@@ -180,9 +190,9 @@ def main() -> None:
         rows = read_responses(args.responses)[: args.limit]
     else:
         check_out(args.out)
-        rows = evaluate_checkpoint(args.model, args.problems, args, "eval")
+        rows = evaluate_checkpoint(args.model, args.problems, args, args.out, "eval")
         if args.out:
-            write_jsonl(args.out, rows)
+            write_new(args.out, rows)
     result = score(rows, args.task)
     print(table({args.responses or args.model: result}))
     if result["self_consistency"] is None:

@@ -18,7 +18,7 @@ import random
 import zlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from common.cli import ArgumentParser, InputError, run_script
+from common.checks import check_lengths
+from common.cli import ArgumentParser, InputError, file_name, run_script
 from common.distributed import all_gather_dict, progress_bar, rank, world_size
-from common.files import check_out, write_jsonl
+from common.files import check_out, write_new
+from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args
 from model import KVCache, Llama
 from tasks.chat import ChatTokenizer
@@ -68,12 +70,13 @@ class Response:
 def generate(
     model: Llama, prompts: list[list[int]], k: int, params: SamplingParams, *,
     seed: Sequence[int], stop_ids: Sequence[int] = (), stop_fn: StopFn | None = None,
-    first_sample: int = 0, desc: str = "",
+    first_sample: int = 0, journal: Journal | None = None, desc: str = "",
 ) -> list[list[Response]]:
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
     stop_ids: tokens that end a response. stop_fn: ends one by its text.
     first_sample: the number of the first sample; samples of other numbers are others.
+    journal: keeps finished batches on disk, and has those of a run that was stopped.
     desc: names the progress bar. Raises InputError for a prompt that is too long for the model.
     """
     longest = max(map(len, prompts), default=0)
@@ -82,27 +85,48 @@ def generate(
             f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens} exceed the "
             f"model's max_position_embeddings {model.context_length}; lower --max-new-tokens or "
             "drop the longest problems")
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths: no padding
-    size = max(1, params.max_num_seqs // k)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    batches.reverse()  # what needs the most memory comes first
-    mine = batches[rank() :: world_size()]  # whole batches: samples do not depend on the ranks
-    responses: dict[int, list[Response]] = {}
+    numbers = range(first_sample, first_sample + k)
+    responses: dict[tuple[int, int], Response] = {}  # by prompt and number of the sample
+    todo = []
+    for batch in make_batches(prompts, numbers, params.max_num_seqs):
+        texts = [(prompts[i], sample) for i, sample in batch]
+        key = journal.key(list(seed), sorted(stop_ids), astuple(params), texts) if journal else ""
+        if journal and key in journal.batches:
+            finished = [Response(*response) for response in journal.batches[key]]
+            responses.update(zip(batch, finished))
+        else:
+            todo.append((batch, key))
     with progress_bar(desc=desc, unit="tok", unit_scale=True) as bar:
-        for batch in mine:
-            uniforms = []
-            for i in batch:
-                for sample in range(first_sample, first_sample + k):
-                    uniforms.append(draw_uniforms(seed, prompts[i], sample, params.max_new_tokens))
-            cache, logits = prefill(model, [prompts[i] for i in batch], k, params.max_new_tokens)
+        for batch, key in todo[rank() :: world_size()]:
+            uniforms = []  # whole batches: samples do not depend on the ranks
+            for i, sample in batch:
+                uniforms.append(draw_uniforms(seed, prompts[i], sample, params.max_new_tokens))
+            read = [prompts[i] for i in dict.fromkeys(i for i, _ in batch)]
+            cache, logits = prefill(
+                model, read, len(batch) // len(read), params.max_new_tokens)
             decoded = decode(
                 model, cache, logits, np.stack(uniforms), params, set(stop_ids), stop_fn, bar)
             del cache, logits  # before the next batch makes its own
-            for place, i in enumerate(batch):
-                responses[i] = decoded[place * k : (place + 1) * k]
-            bar.set_postfix_str(f"{len(responses)}/{sum(map(len, mine))} prompts")
+            if journal:
+                journal.add(key, [astuple(response) for response in decoded])
+            responses.update(zip(batch, decoded))
+            bar.set_postfix_str(f"{len(responses)}/{k * len(prompts)} responses")
     responses = all_gather_dict(responses)
-    return [responses[i] for i in range(len(prompts))]
+    return [[responses[i, sample] for sample in numbers] for i in range(len(prompts))]
+
+
+def make_batches(
+    prompts: list[list[int]], numbers: range, max_num_seqs: int
+) -> list[list[tuple[int, int]]]:
+    """Batches of rows (prompt, number of the sample), all samples of a prompt side by side."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths: no padding
+    batches = []
+    for first in range(0, len(numbers), max_num_seqs):
+        samples = numbers[first : first + max_num_seqs]
+        size = max_num_seqs // len(samples)  # prompts of a batch
+        for start in range(0, len(order), size):
+            batches.append([(i, n) for i in order[start : start + size] for n in samples])
+    return batches[::-1]  # what needs the most memory comes first
 
 
 def draw_uniforms(seed: Sequence[int], prompt: list[int], sample: int, count: int) -> np.ndarray:
@@ -172,16 +196,25 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
     probability top_p can be drawn. Temperature 0 is greedy.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        tokens = logits.argmax(-1)  # of a NaN, if there is one
+        check_finite(logits.gather(-1, tokens[:, None]))
+        return tokens
     probs = torch.softmax(logits.float() / temperature, dim=-1)  # (R, vocab_size)
     n_likeliest = min(NUCLEUS, probs.shape[-1])
     likeliest, ids = probs.topk(n_likeliest, dim=-1)  # (R, N), descending
+    check_finite(likeliest[:, 0])
     tokens = sample_nucleus(likeliest, ids, uniforms, top_p)
     flat = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is larger than that
     if n_likeliest < probs.shape[-1] and len(flat):
         everything, ids = probs[flat].sort(dim=-1, descending=True, stable=True)
         tokens[flat] = sample_nucleus(everything, ids, uniforms[flat], top_p)
     return tokens
+
+
+def check_finite(values: Tensor) -> None:
+    if not values.isfinite().all():
+        advice = "its weights are broken, or too large for this --dtype"
+        raise InputError(f"the model's logits are NaN or infinite: {advice}")
 
 
 def sample_nucleus(probs: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
@@ -200,7 +233,8 @@ def sample_nucleus(probs: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -
 
 def answer_problems(
     model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], k: int,
-    params: SamplingParams, *, seed: Sequence[int], first_sample: int = 0, desc: str = "",
+    params: SamplingParams, *, seed: Sequence[int], first_sample: int = 0,
+    journal: Journal | None = None, desc: str = "",
 ) -> list[dict]:
     """k responses to each problem: lines of responses.jsonl. Gold answers are not looked at."""
     stops = NEXT_QUESTION if task.runs_on and not tokenizer.is_chat else ()
@@ -213,7 +247,7 @@ def answer_problems(
     sampled = generate(
         model, [tokenizer.encode_prompt(prompt) for prompt in prompts], k, params, seed=seed,
         stop_ids=tokenizer.stop_ids, stop_fn=says_stop if stops else None,
-        first_sample=first_sample, desc=desc)
+        first_sample=first_sample, journal=journal, desc=desc)
     rows = []
     for problem, prompt, responses in zip(problems, prompts, sampled):
         texts, ended = [], []
@@ -237,13 +271,15 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 def write_problems(
     model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], count: int,
     params: SamplingParams, *, seed: Sequence[int], known: Sequence[str] = (),
-    fits: Callable[[dict], bool] = lambda problem: True, name: str = "new",
+    fits: Callable[[dict], bool] = lambda problem: True, journal: Journal | None = None,
+    name: str = "new",
 ) -> tuple[list[dict], dict[str, int]]:
     """New problems in the style of `problems`, without answers (paper, section 2).
 
     The model reads random ones as examples and writes another. A puzzle is rephrased from one: one
     attribute gets new values, another is replaced. Dropped is what was cut off, is malformed, is
-    too long (not `fits`), or equals one of `problems`, of the questions `known` or of the new ones.
+    too long (not `fits`, or its examples do not), or equals one of `problems`, of the questions
+    `known` or of the new ones.
 
     Returns the problems that are kept, and how many of the `count` were dropped for which reason.
     """
@@ -254,15 +290,20 @@ def write_problems(
         attributes = rng.sample(shown[0]["header"][1:], 2) if task.puzzle else ()
         prompt = tokenizer.apply_template(task.writer_prompt(shown, attributes))
         prompts.append(tokenizer.encode_prompt(prompt))
+    longest = model.context_length - params.max_new_tokens
     stop_ids = tokenizer.stop_ids
     if not task.puzzle:  # it is one line
         stop_ids = tokenizer.newline_ids() + stop_ids
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest]
     sampled = generate(
-        model, prompts, 1, params, seed=seed, stop_ids=stop_ids, desc=f"{name}: writing problems")
+        model, [prompts[i] for i in fitting], 1, params, seed=seed, stop_ids=stop_ids,
+        journal=journal, desc=f"{name}: writing problems")
     seen = {words_of(question) for question in known}
     seen.update(words_of(problem["question"]) for problem in problems)
     kept, dropped = [], {"cut off": 0, "malformed": 0, "too long": 0, "seen before": 0}
-    for [response], shown in zip(sampled, examples):
+    dropped["too long"] = count - len(fitting)
+    for [response], i in zip(sampled, fitting):
+        shown = examples[i]
         written = tokenizer.decode(response.tokens)
         problem = {"question": written.strip().removeprefix("Q:").strip()}
         if task.puzzle:
@@ -295,15 +336,18 @@ def words_of(question: str) -> str:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser)
-    parser.add_argument("--out", default="responses.jsonl", help="must not exist yet")
+    parser.add_argument("--out", type=file_name, default="responses.jsonl",
+        help="must not exist yet")
     args = parse_args(parser)
     check_out(args.out)
     task = Task.load(args.task)
     problems = read_problems(args.problems, task, args.limit)
+    check_lengths(args.problems, args.model, task, args)
     model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype)
+    journal = Journal(args.out, args.model, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, SamplingParams.from_args(args),
-                           seed=[args.seed], desc="sampling")
-    write_jsonl(args.out, rows)
+                           seed=[args.seed], journal=journal, desc="sampling")
+    write_new(args.out, rows)
     print(show_votes(rows[0], args.task))
     print(f"{len(rows)} problems × {args.k} responses → {args.out}")
 

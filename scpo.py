@@ -183,6 +183,7 @@ class EncodedPair:
     chosen: list[int]
     rejected: list[int] | None
     weight: float
+    id: str | int = ""  # of the problem
     reference_chosen_logp: float = 0.0
     reference_rejected_logp: float = 0.0
 
@@ -197,7 +198,8 @@ def encode_pair(pair: dict, tokenizer: ChatTokenizer) -> EncodedPair:
     for side in responses:
         if pair[side] is not None:
             responses[side] = tokenizer.encode_response(pair[side], pair[f"ended_{side}"])
-    return EncodedPair(tokenizer.encode_prompt(pair["prompt"]), weight=pair["weight"], **responses)
+    prompt = tokenizer.encode_prompt(pair["prompt"])
+    return EncodedPair(prompt, **responses, weight=pair["weight"], id=pair["id"])
 
 
 def pair_metrics(

@@ -35,17 +35,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from common.checks import check_inputs
-from common.cli import ArgumentParser, InputError, integer, real, run_script
+from common.checks import check_inputs, fits_context
+from common.cli import (ArgumentParser, InputError, file_name, file_or_none, integer, printable,
+                        real, run_script)
 from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
                                 progress_bar, split, world_size)
-from common.files import write_json
+from common.files import remove, write_json
+from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args, usable_device
 from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import SELECTIONS, best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, free_memory, load_for_training, remove,
+from common.training import (caught_signals, checkpoints, free_memory, load_for_training,
                              restore_checkpoint, save_checkpoint, save_model)
 from eval import evaluate_checkpoint, score, table
 from model import Llama
@@ -53,7 +55,6 @@ from sample import SamplingParams, answer_problems, write_problems
 from scpo import (METHODS, EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
                   most_consistent, pair_logps, pair_metrics, pair_weight, reward_pair, scpo_pair,
                   sequences)
-from tasks.chat import ChatTokenizer
 from tasks.task import Task, read_golds, read_problems, unlabeled
 from vote import count_votes, response_answers, show_votes, was_ended
 
@@ -82,14 +83,16 @@ def train(args: Namespace, run: Run) -> None:
 
 def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
     """The six steps of scpo.py: from M_{t-1} in the folder `source` to M_t."""
-    problems = run.stage(f"M{t}/problems.jsonl", make_problems, source, args, t)
-    responses = run.stage(f"M{t}/responses.jsonl", make_responses, source, problems, args, t)
+    folder = run.folder / f"M{t}"
+    problems = run.stage(f"M{t}/problems.jsonl", make_problems, source, args, folder, t)
+    responses = run.stage(
+        f"M{t}/responses.jsonl", make_responses, source, problems, args, folder, t, of=problems)
     rewards = []
     if args.method == "reward":
-        rewards = run.stage(f"M{t}/rewards.jsonl", make_rewards, responses, args, t)
+        rewards = run.stage(f"M{t}/rewards.jsonl", make_rewards, responses, args, t, of=problems)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
         leftovers = ("reference.jsonl", "log.jsonl", *OF_TRAINING)
-        on_main(remove, run.folder / f"M{t}", *leftovers)
+        on_main(remove, folder, *leftovers)
     pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
     train_model(source, pairs, args, run, t)
 
@@ -98,43 +101,49 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
 # Steps 1 and 2: problems and responses
 
 
-def make_problems(source: Path, args: Namespace, t: int) -> list[dict]:
+def make_problems(source: Path, args: Namespace, folder: Path, t: int) -> list[dict]:
     """The given questions, without their answers, and those that M_{t-1} or the --writer writes."""
     task = Task.load(args.task)
-    given = [unlabeled(problem) for problem in read_problems(args.problems, task, args.limit)]
-    count = per_round(args.new_problems, t)
+    everything = read_problems(args.problems, task, args.limit)
+    fits, count = fits_context(source, task, args), per_round(args.new_problems, t)
+    given = [unlabeled(problem) for problem in everything if fits(problem)]
+    if len(given) < len(everything):
+        print(f"M{t} problems: {len(everything) - len(given)} of {len(everything)} given ones are "
+              "left out, too long for the model's context")
+    if not given:
+        raise InputError(f"{args.problems}: no problem fits into the model's context; lower "
+                         "--max-new-tokens")
     if count == 0:
         print(f"M{t} problems: {len(given)} given, none written")
         return given
     test_questions = []
     if args.test:
         test_questions = [problem["question"] for problem in read_problems(args.test, task)]
-    answerer = ChatTokenizer(source, args.chat)
-    most_tokens = Llama.on_meta(source).context_length - args.max_new_tokens
-
-    def fits(problem: dict) -> bool:
-        return len(answerer.encode_prompt(answerer.prompt_for(task, problem))) <= most_tokens
-
     chat = "auto" if args.writer else args.chat
     writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype)
+    journal = Journal(folder / "problems.jsonl", args.writer or source, args)
     new, dropped = write_problems(
         writer, tokenizer, task, given, count, SamplingParams.from_args(args),
-        seed=[args.seed, t, WRITING], known=test_questions, fits=fits, name=f"M{t}-new")
+        seed=[args.seed, t, WRITING], known=test_questions, fits=fits, journal=journal,
+        name=f"M{t}-new")
     reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
     print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; "
           f"dropped: {reasons}")
     for problem in new[:2]:
-        print(f"    wrote: {problem['question']}")
+        print(f"    wrote: {printable(problem['question'])}")
     return given + new
 
 
-def make_responses(source: Path, problems: list[dict], args: Namespace, t: int) -> list[dict]:
+def make_responses(
+    source: Path, problems: list[dict], args: Namespace, folder: Path, t: int
+) -> list[dict]:
     """k responses to each problem; where all agree, hotter ones too, to find one to reject."""
     task = Task.load(args.task)
     model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype)
     params, seed = SamplingParams.from_args(args), [args.seed, t, ANSWERING]
+    journal = Journal(folder / "responses.jsonl", source, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, params, seed=seed,
-                           desc=f"M{t}: {args.k} responses")
+                           journal=journal, desc=f"M{t}: {args.k} responses")
     unanimous, no_answer, cut_off = [], 0, 0
     for row in rows:
         answers = response_answers(row, args.task)
@@ -144,14 +153,26 @@ def make_responses(source: Path, problems: list[dict], args: Namespace, t: int) 
     if unanimous:
         params = replace(params, temperature=args.extra_temperature)
         hotter = answer_problems(model, tokenizer, task, unanimous, args.extra, params, seed=seed,
-                                 first_sample=args.k, desc=f"M{t}: extra responses")
+                                 first_sample=args.k, journal=journal,
+                                 desc=f"M{t}: extra responses")
         for row, extra in zip(unanimous, hotter):
             row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
     print(f"M{t} responses: {len(rows)} problems × {args.k}, of which {no_answer} without an answer"
           f" and {cut_off} of these cut off; {len(unanimous)} unanimous ones × {args.extra} more")
+    warn_of_collapse(rows, args.task)
     for row in rows[:2]:
         print("    " + show_votes(row, args.task).replace("\n", "\n    "))
     return rows
+
+
+def warn_of_collapse(rows: list[dict], task: str) -> None:
+    """A model that answers everything alike agrees with itself best of all."""
+    answers = {answer for row in rows for answer in response_answers(row, task)}
+    if not any(any(row["ended"]) for row in rows):
+        print("WARNING: every response was cut off; raise --max-new-tokens, or lower --lr")
+    elif len(answers) == 1 and len(rows) > 1:
+        print(f"WARNING: every response to every problem has the answer {answers.pop()}: the "
+              "model has collapsed, or the answers are not understood; lower --lr")
 
 
 # --------------------------------------------------------------------------------------------
@@ -184,7 +205,7 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
         print(f"    w {pair['weight']:.2f}")
         for side in ("chosen", "rejected"):
             if pair[side] is not None:
-                text = " ".join(pair[side].split())
+                text = printable(" ".join(pair[side].split()))
                 print(f"      {side}, {pair[f'votes_{side}']} votes: {text}")
     return pairs
 
@@ -236,7 +257,8 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
     if args.method != "lmsi":
-        rows = run.stage(f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t)
+        rows = run.stage(
+            f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, of=pairs)
         for pair, row in zip(data, rows):
             pair.reference_chosen_logp = row["reference_chosen_logp"]
             pair.reference_rejected_logp = row["reference_rejected_logp"]
@@ -282,9 +304,11 @@ def optimize(
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             if isinstance(norm, DTensor):
                 norm = norm.full_tensor()
+            metrics = {"grad_norm": norm.item(), **metrics}
+            check_metrics(metrics, batch, step, folder)
             optimizer.step()
             line = {"step": step, "epoch": epoch, "pairs": len(batch), "lr": lr}
-            log.append({**line, "grad_norm": norm.item(), **metrics})
+            log.append({**line, **metrics})
             throughput.add(sequences(batch))
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", **throughput.metrics(), refresh=False)
@@ -329,9 +353,24 @@ def make_reference(
     for part in progress_bar(iterable=parts, desc=f"M{t}: reference", unit="batch"):
         chosen, rejected = pair_logps(model, [data[i] for i in part or [0]])
         for i, *logps in zip(part, chosen.tolist(), rejected.tolist()):
+            if not all(map(math.isfinite, logps)):
+                reason = f"M{t - 1} gives it the log-probs {logps}"
+                raise InputError(f"pairs.jsonl, {data[i].id}: {reason}; is the model broken?")
             found[i] = dict(zip(("reference_chosen_logp", "reference_rejected_logp"), logps))
     found = all_gather_dict(found)
     return [{"id": pair["id"], **found[i]} for i, pair in enumerate(pairs)]
+
+
+def check_metrics(
+    metrics: dict[str, float], batch: list[EncodedPair], step: int, folder: Path
+) -> None:
+    """Raises InputError before a step that would make the weights NaN."""
+    wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        ids = ", ".join(str(pair.id) for pair in batch)
+        kept = ", ".join(map(str, checkpoints(folder)[-1:])) or "no checkpoint yet"
+        raise InputError(f"{folder}: step {step} of the training is not finite ({wrong[0]}) on the "
+                         f"pairs {ids}; lower --lr or look at them; what is kept: {kept}")
 
 
 def learning_rate(step: int, n_steps: int, warmup_ratio: float, peak: float) -> float:
@@ -364,16 +403,16 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     name = f"M{t}/eval_responses.jsonl"
     if not args.test or args.no_eval:
         return
-    if run.has(name) and run.has(f"M{t}/eval.json"):
-        run.keep(f"M{t}/eval.json")
-        return
-    rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, f"M{t}")
+    out, known = run.folder / name, run.has(name)
+    rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, out, f"M{t}")
     result = score(rows, args.task)
     on_main(write_json, run.folder / f"M{t}/eval.json", result)
-    print(table({f"M{t}": result}))
-    for row in rows[:2]:
-        greedy = " ".join(row["greedy"].split())
-        print(f"    {row['question']}\n      greedy: {greedy}   (gold {row['gold']})")
+    if not known:
+        print(table({f"M{t}": result}))
+        warn_of_collapse(rows, args.task)
+        for row in rows[:2]:
+            question, greedy = (printable(" ".join(row[x].split())) for x in ("question", "greedy"))
+            print(f"    {question}\n      greedy: {greedy}   (gold {row['gold']})")
     run.finish(f"M{t}/eval.json")
 
 
@@ -385,30 +424,38 @@ def options() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser, least_k=2)
     add = parser.add_argument
-    positive = real(lambda value: value > 0, "must be above 0")
+    positive = real(lambda value: 0 < value <= 10_000, "must be above 0 and at most 10,000")
     not_negative = real(lambda value: value >= 0, "must not be negative")
     share = real(lambda value: 0 < value <= 1, "must be above 0 and at most 1 (0.5 is 4 of 8)")
     ratio = real(lambda value: 0 <= value <= 1, "must be from 0 to 1")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     selections = "; ".join(f"{name}: {meaning}" for name, meaning in SELECTIONS.items())
-    add("--test", help="problems with answers, for the evaluation alone; '' for none")
+    add("--test", type=file_or_none,
+        help="problems with answers, for the evaluation alone; '' for none")
     add("--no-eval", action="store_true", help="skip the evaluation")
-    add("--dev", help="problems to select an epoch by; answers are read only for --select dev")
-    add("--answers", help="problems with answers, for gold and semi if --problems has none")
-    add("--out", help="folder of the run, runs/TASK if not given; the same one again goes on")
-    add("--from", help="folder of a run whose stages are taken over, where the options agree")
+    add("--dev", type=file_or_none,
+        help="problems to select an epoch by; answers are read only for --select dev")
+    add("--answers", type=file_or_none,
+        help="problems with answers, for gold and semi if --problems has none")
+    add("--out", type=file_name,
+        help="folder of the run, runs/TASK if not given; the same one again goes on")
+    add("--from", type=file_or_none,
+        help="folder of a run whose stages are taken over, where the options agree")
     add("--until", help="the last stage to make, as M1/responses or M2/model")
     add("--rounds", type=integer(1), default=2, help="M_t is trained on samples of M_{t-1}")
     add("--tau", type=share, nargs="+", help="least vote share of the chosen answer, per round, "
         "the last one repeated (paper, GSM8K: 0.5 0.7)")
     add("--extra", type=integer(0), default=8, help="responses at the extra temperature where all "
         "k agree, to find one to reject (paper: 8)")
-    add("--extra-temperature", type=positive, default=1.2, help="of those (paper: 1.2)")
+    add("--extra-temperature", type=real(lambda value: value >= 0.001, "must be at least 0.001"),
+        default=1.2, help="of those (paper: 1.2)")
     add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
-    add("--writer", help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
+    add("--writer", type=file_or_none,
+        help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
         "Llama-3 Instruct 8B)")
     add("--method", "--supervision", choices=METHODS, default="scpo", help=methods)
-    add("--reward-model", help="checkpoint folder in ArmoRM's layout, for --method reward")
+    add("--reward-model", type=file_name,
+        help="checkpoint folder in ArmoRM's layout, for --method reward")
     add("--unweighted", "--no-weight", action="store_true", help="w(x) = 1 (paper, Table 4)")
     add("--beta", type=positive, help="how far log-ratios may move from M_{t-1} (paper: 0.5)")
     add("--alpha", type=not_negative, help="weight of the NLL term, which holds the chosen "

@@ -19,7 +19,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from common.cli import ArgumentParser, InputError, integer, run_script
+from common.cli import ArgumentParser, InputError, integer, printable, run_script
 from common.files import read_responses
 from tasks.gsm8k.number import first_number, normalize_number
 from tasks.math.answer import BOX, boxed_answers, extract_formula, stated_answer
@@ -144,11 +144,12 @@ def show_votes(row: dict, task: str) -> str:
     """The question, then each answer with its votes and one response that gives it."""
     answers = response_answers(row, task)
     question = str(row.get("question") or row.get("prompt") or row.get("id"))
-    lines = [textwrap.fill(textwrap.shorten(question, 500, placeholder=" …"), 100)]
+    shortened = textwrap.shorten(printable(question), 500, placeholder=" …")
+    lines = [textwrap.fill(shortened, 100)]
     for answer, votes in Counter(answers).most_common():
-        label = textwrap.shorten(answer or "no answer", 60, placeholder=" …")
+        label = textwrap.shorten(printable(answer or "no answer"), 60, placeholder=" …")
         example = " ".join(row["responses"][answers.index(answer)].split())
-        example = textwrap.shorten(example, 80, placeholder=" …")
+        example = textwrap.shorten(printable(example), 80, placeholder=" …")
         lines.append(f"  {votes:3d} × {label:<12} {example}")
     return "\n".join(lines)
 

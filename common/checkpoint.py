@@ -19,6 +19,7 @@ SHARD_BYTES = 5 * 10**9  # of one file; a larger checkpoint is split and gets an
 MOST_LAYERS = 1000  # of layers and of heads
 LARGEST_SIZE = 10**7  # of all else
 LONGEST_CONTEXT = 10**9  # tokens
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def llama_fields(hf_config: dict, source: str) -> dict:
@@ -66,6 +67,8 @@ def rope_fields(hf_config: dict, source: str) -> dict:
     # transformers 5 has one `rope_parameters`; before, `rope_theta` and perhaps `rope_scaling`.
     given = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     check(source, "rope_parameters or rope_scaling", given, lambda v: type(v) is dict, "an object")
+    nested = any(isinstance(value, dict) for value in given.values())
+    check(source, "rope_parameters", given, lambda v: not nested, "the same for all layers")
     rope = {
         "rope_theta": hf_config.get("rope_theta", 10000.0),
         "rope_type": given.get("type", "default"),
@@ -113,6 +116,8 @@ def read_tensors(
                 for name in file.keys():
                     if name.endswith("rotary_emb.inv_freq"):  # a table of some Llama 2 folders
                         continue
+                    if name == "lm_head.weight" and name not in expected:  # tied, and yet saved
+                        continue
                     shape = tuple(file.get_slice(name).get_shape())
                     wanted = missing.pop(name, None)
                     if wanted is None:
@@ -121,7 +126,14 @@ def read_tensors(
                     if shape != wanted:
                         reason = f"is {shape}, config.json asks {wanted}"
                         raise InputError(f"{path}: tensor {name} {reason}")
-                    yield name, file.get_tensor(name)
+                    tensor = file.get_tensor(name)
+                    if tensor.dtype not in WEIGHT_TYPES:
+                        reason = f"has the type {tensor.dtype}; quantized weights are not read"
+                        raise InputError(f"{path}: tensor {name} {reason}")
+                    if not tensor.isfinite().all():
+                        reason = "holds NaN or infinity: the weights are broken"
+                        raise InputError(f"{path}: tensor {name} {reason}")
+                    yield name, tensor
         except (SafetensorError, OSError) as error:
             reason = f"not a readable safetensors file ({error}); copy it again"
             raise InputError(f"{path}: {reason}") from error
@@ -158,6 +170,10 @@ def weight_files(folder: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: its weight_map names no file")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            reason = f"its weight_map names {str(name)[:40]!r}, which is no file of this folder"
+            raise InputError(f"{index}: {reason}")
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     for shard in shards:
         if not shard.exists():

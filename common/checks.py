@@ -1,12 +1,17 @@
-"""What train.py looks at before any work."""
+"""What the scripts look at before any work."""
 
 import re
 from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
 
 from common.cli import InputError
+from common.files import read_lines
 from common.options import check_checkpoint
 from common.reward_model import RewardModel
+from model import Llama
 from tasks.task import Task, read_golds, read_problems
+
 
 def check_inputs(args: Namespace) -> None:
     """Look at every file that a stage will need: a mistake shows now, not after hours."""
@@ -33,6 +38,32 @@ def check_inputs(args: Namespace) -> None:
         read_golds(problems, task, args.answers, f"--method {args.method}")
     if args.select == "dev":
         read_golds(read_problems(args.dev, task, args.limit), task, None, "--select dev")
+    if args.test and not args.no_eval:
+        check_lengths(args.test, args.model, task, args)
+    if args.select != "last":
+        check_lengths(args.dev, args.model, task, args)
+
+
+def check_lengths(path: str, folder: str | Path, task: Task, args: Namespace) -> None:
+    """Raises InputError, naming its line, for a problem that is too long for the model."""
+    fits = fits_context(folder, task, args)
+    for number, problem in enumerate(read_problems(path, task, args.limit)):
+        if not fits(problem):
+            lines = [n for n, line in enumerate(read_lines(path), 1) if line.strip()]
+            raise InputError(f"{path}, line {lines[number]}: problem {problem['id']} and "
+                             f"--max-new-tokens {args.max_new_tokens} exceed the context of "
+                             f"{folder}; lower --max-new-tokens or delete the line")
+
+
+def fits_context(folder: str | Path, task: Task, args: Namespace) -> Callable[[dict], bool]:
+    """Whether a problem and a response of --max-new-tokens fit into the model's context."""
+    tokenizer = check_checkpoint(folder, args.chat)
+    longest = Llama.on_meta(folder).context_length - args.max_new_tokens
+
+    def fits(problem: dict) -> bool:
+        return len(tokenizer.encode_prompt(tokenizer.prompt_for(task, problem))) <= longest
+
+    return fits
 
 
 UNTIL = re.compile(r"M0/eval|M[1-9]\d*/(problems|responses|rewards|pairs|model|eval)")

@@ -1,10 +1,15 @@
 """The command lines: a user's mistake gets one line that says what to do, and exit code 2."""
 
 import argparse
+import errno
 import math
 import sys
 import traceback
 from collections.abc import Callable
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FREE_SPACE = "; free some space, then the same command goes on"
 
 
 class InputError(Exception):
@@ -35,6 +40,9 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
+LARGEST = 10**9  # of a whole number
+
+
 def integer(least: int, rule: str = "") -> Callable[[str], int]:
     """A type for `add_argument`: a whole number of at least `least`, which `rule` says better."""
 
@@ -45,9 +53,23 @@ def integer(least: int, rule: str = "") -> Callable[[str], int]:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"{text!r}: {rule or f'must be at least {least}'}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be at most {LARGEST:,}")
         return value
 
     return parse
+
+
+def file_name(text: str) -> str:
+    """A type for `add_argument`: the name of a file or a folder."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be the name of a file or a folder")
+    return text
+
+
+def file_or_none(text: str) -> str | None:
+    """The same, but '' is none."""
+    return file_name(text) if text else None
 
 
 def real(accept: Callable[[float], bool], rule: str) -> Callable[[str], float]:
@@ -78,7 +100,7 @@ def run_script(main: Callable[[], None], leave: Callable[[int], None] = sys.exit
     except Exception as error:
         explanation = explain(error)
         if explanation:
-            print(f"error: {explanation}", file=sys.stderr)
+            print(f"error: {printable(explanation)}", file=sys.stderr)
             leave(2)
         if leave is sys.exit:
             raise
@@ -88,13 +110,27 @@ def run_script(main: Callable[[], None], leave: Callable[[int], None] = sys.exit
 
 def explain(error: Exception) -> str | None:
     """One line for what a user can do something about; None for a defect of the program."""
-    if isinstance(error, (InputError, OSError)):
+    if isinstance(error, InputError):
         return str(error)
+    if isinstance(error, OSError):
+        return str(error) + (FREE_SPACE if error.errno in FULL else "")
     if isinstance(error, (RuntimeError, MemoryError)):
         first_line = str(error).split("\n")[0]
         if "memory" in first_line or isinstance(error, MemoryError):
             return f"out of memory ({first_line}); {LESS_MEMORY}"
     return None
+
+
+def printable(text: str) -> str:
+    """A text of a model or a file on one line, its control characters escaped.
+
+    A terminal would obey them: they can move the cursor, hide text, write to the clipboard.
+    """
+    shown = []
+    for character in text:
+        visible = character.isprintable() or character == " "
+        shown.append(character if visible else ascii(character)[1:-1])
+    return "".join(shown)
 
 
 LESS_MEMORY = (

@@ -3,12 +3,13 @@
 import gzip
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.cli import InputError
+from common.cli import FREE_SPACE, FULL, InputError
 
 try:
     import fcntl
@@ -90,7 +91,7 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
@@ -107,31 +108,63 @@ def write_text(path: str | Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # on the disk before the rename says so
-    except OSError:
+    except OSError as error:
         part.unlink(missing_ok=True)
-        raise
+        raise InputError(f"{path}: {unwritable(error)}") from error
     part.replace(path)
+
+
+def unwritable(error: OSError) -> str:
+    """Why a file cannot be written, and what to do."""
+    advice = FREE_SPACE if error.errno in FULL else ""
+    return f"cannot be written ({error.strerror or error}){advice}"
 
 
 def write_jsonl(path: str | Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def write_new(path: str | Path, rows: list[dict]) -> None:
+    """Write the --out of a script, unless somebody else has made one of that name meanwhile."""
+    path, free, number = Path(path), Path(path), 1
+    while free.exists():
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    write_jsonl(free, rows)
+    remove(path.parent, f"{path.name}.batches-*")
+    if free != path:
+        raise InputError(f"--out {path}: has appeared meanwhile; the lines are in {free}")
+
+
 def write_json(path: str | Path, value: dict) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write a file, unless it says just that already."""
+    path, text = Path(path), json.dumps(value, indent=2) + "\n"
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def check_out(path: str | None) -> None:
     """Refuse, before the work and not after it, an --out that exists or cannot be written."""
     if path is None:
         return
-    if Path(path).exists():
-        raise InputError(f"--out {path}: exists already; choose another name")
+    for taken in (Path(path), Path(f"{path}.part")):
+        if taken.exists():
+            raise InputError(f"--out {path}: {taken} exists already; choose another name")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); choose another name"
         raise InputError(f"--out {path}: {reason}") from error
+
+
+def remove(folder: Path, *patterns: str) -> None:
+    """Delete files and folders, if they are there."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager

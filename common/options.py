@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from common.cli import ArgumentParser, InputError, integer, real
+from common.cli import ArgumentParser, InputError, file_name, integer, real
 from model import Llama, PreTrained
 from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
 from tasks.task import Task, task_names
@@ -22,10 +22,10 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
     """The options of sample.py, eval.py and train.py. Those without a default are the task's."""
     add = parser.add_argument
     add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
-    add("--model", help="checkpoint folder in Hugging Face's Llama layout")
-    add("--problems", help="JSON lines as the task's publisher ships them")
+    add("--model", type=file_name, help="checkpoint folder in Hugging Face's Llama layout")
+    add("--problems", type=file_name, help="JSON lines as the task's publisher ships them")
     add("--k", type=integer(least_k), help="responses per problem")
-    add("--temperature", type=real(lambda v: v >= 0, "must not be negative; 0 is greedy"),
+    add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),
         help="divides the logits; 0 is greedy (paper: 0.7)")
     add("--top-p", type=real(lambda v: 0 < v <= 1, "must be above 0 and at most 1"),
         help="share of probability kept at each token (paper: 0.9)")
@@ -87,10 +87,16 @@ def check_checkpoint(
             advice = f"; to get it from Hugging Face: hf download {folder} --local-dir DIR"
         raise InputError(f"{option} {folder}: no such folder{advice}")
     tokenizer, model = ChatTokenizer(folder, chat), kind.on_meta(folder)
-    n_tokens = tokenizer.tokenizer.get_vocab_size()
-    if n_tokens > model.config.vocab_size:
-        reason = f"tokenizer.json has {n_tokens} tokens, the model only {model.config.vocab_size}"
-        raise InputError(f"{folder}: {reason}: they do not belong together")
+    for file, last in (
+        ("tokenizer.json", max(tokenizer.tokenizer.get_vocab().values(), default=0)),
+        ("an eos_token_id", tokenizer.stop_ids[-1]),
+    ):
+        if last >= model.config.vocab_size:
+            known = f"the model knows only {model.config.vocab_size}: they do not belong together"
+            raise InputError(f"{folder}: {file} names token {last}, {known}")
+    if tokenizer.encode_prompt("x")[-1] in tokenizer.stop_ids:
+        advice = "ends every prompt with EOS; take that out of its post_processor"
+        raise InputError(f"{folder}/tokenizer.json: {advice}")
     return tokenizer
 
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from common.cli import InputError
 from common.distributed import on_main, rank
-from common.files import locked, read_json, read_jsonl, write_json, write_jsonl
+from common.files import (locked, read_json, read_jsonl, remove, write_json, write_jsonl,
+                          wrong_with_responses)
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a round makes, in order. The model is trained on what stands before it, M0 is given.
@@ -39,10 +40,21 @@ STAGES = (
     "eval_responses.jsonl",
 )
 ORDER = [stage.partition(".")[0] for stage in (*STAGES, "eval.json")]
+# The fields that the lines of each have at least.
+FIELDS = {
+    "problems.jsonl": ("id", "question"),
+    "responses.jsonl": ("id", "question", "prompt", "responses"),
+    "rewards.jsonl": ("id", "rewards"),
+    "pairs.jsonl": ("id", "prompt", "chosen", "rejected", "weight"),
+    "reference.jsonl": ("id", "reference_chosen_logp", "reference_rejected_logp"),
+    "log.jsonl": ("step", "epoch", "pairs", "loss"),
+    "epochs.jsonl": ("epoch",),
+    "eval_responses.jsonl": ("id", "question", "responses", "greedy", "gold"),
+}
 # Those that not every run has.
 OPTIONAL = ("rewards.jsonl", "reference.jsonl", "epochs.jsonl", "eval_responses.jsonl")
 # What a training leaves in the round's folder until its model is chosen.
-OF_TRAINING = ("epochs", "checkpoint-*")
+OF_TRAINING = ("epochs", "checkpoint-[0-9]*")
 # The first stage of a round that an option changes. One that is not named changes every stage.
 FIRST_CHANGE = {
     "problems.jsonl": ("problems", "new_problems"),
@@ -71,15 +83,22 @@ class Run:
     def __init__(self, folder: str | Path, until: str | None = None):
         self.folder, self.until = Path(folder), until
 
-    def stage(self, name: str, make: Callable[..., list[dict]], *args: Any) -> list[dict]:
-        """The lines of a stage's file: read if it is there, else made by all ranks together."""
+    def stage(
+        self, name: str, make: Callable[..., list[dict]], *args: Any, of: list[dict] | None = None
+    ) -> list[dict]:
+        """The lines of a stage's file: read if it is there, else made by all ranks together.
+
+        of: the rows of another stage, to each of which one line of this one belongs, by `id`.
+        """
         if self.has(name):
+            rows = read_stage(self.folder / name, of)
             self.keep(name)
-            return read_jsonl(self.folder / name)
+            return rows
         self.begin(name)
         started = time.time()
         rows = make(*args)
         on_main(write_jsonl, self.folder / name, rows)
+        on_main(remove, self.folder, f"{name}.batches-*")  # common/journal.py
         self.record(name, time.time() - started)
         self.finish(name)
         return rows
@@ -113,6 +132,18 @@ def place(name: str) -> tuple[int, int]:
     return int(round_.removeprefix("M")), ORDER.index(stage.partition(".")[0])
 
 
+def read_stage(path: Path, of: list[dict] | None) -> list[dict]:
+    """The lines of a finished stage. Raises InputError if they are not what this run made."""
+    complaint = wrong_with_responses if "responses" in FIELDS[path.name] else lambda row: None
+    rows = read_jsonl(path, FIELDS[path.name], complaint)
+    anew = "delete the file to make it anew"
+    if not rows:
+        raise InputError(f"{path}: is empty; {anew}")
+    if of is not None and [row["id"] for row in rows] != [row["id"] for row in of]:
+        raise InputError(f"{path}: its lines are not those of this run's problems; {anew}")
+    return rows
+
+
 def write_record(folder: Path, name: str, seconds: float) -> None:
     record = read_stages(folder)
     digest, code = fingerprint()
@@ -122,8 +153,17 @@ def write_record(folder: Path, name: str, seconds: float) -> None:
 
 
 def read_stages(folder: Path) -> dict[str, dict]:
-    """stages.json: "stages" by name, and "code", the hashes of files, by what they have in sum."""
-    return read_json(folder / "stages.json") or {"stages": {}, "code": {}}
+    """stages.json: "stages" by name, and "code", the hashes of files, by what they have in sum.
+
+    A damaged one is as good as none: all that is lost is who made what.
+    """
+    try:
+        record = read_json(folder / "stages.json")
+        for name, stage in record["stages"].items():
+            place(name), stage["seconds"] + 0.0, stage["code"] + ""
+        return record
+    except (InputError, AttributeError, KeyError, TypeError, ValueError):
+        return {"stages": {}, "code": {}}
 
 
 # --------------------------------------------------------------------------------------------
@@ -158,6 +198,13 @@ def make_folder(folder: Path) -> None:
 
 def begin(folder: Path, options: dict) -> None:
     before = read_json(folder / "options.json")
+    if before and not before.keys() >= {"task", "rounds", "seed"}:
+        reason = "its options.json is not of a run of train.py"
+        raise InputError(f"--out {folder}: {reason}; choose another --out")
+    made = [path for name in STAGES for path in folder.glob(f"M*/{name}")]
+    if made and not before and not options["from"]:
+        reason = f"has {made[0].relative_to(folder)}, but no options.json that says how it was made"
+        raise InputError(f"--out {folder}: {reason}; choose another --out, or delete the stages")
     if before:
         refuse_changes(folder, before, options)
     elif options["from"]:
@@ -338,6 +385,5 @@ def write_results(run: Run) -> dict[str, dict]:
         if (folder / "pairs.jsonl").exists():
             entry["pairs"] = len(read_jsonl(folder / "pairs.jsonl"))
         results[folder.name] = {**entry, **read_json(folder / "eval.json")}
-    if results != read_json(run.folder / "results.json"):
-        write_json(run.folder / "results.json", results)
+    write_json(run.folder / "results.json", results)
     return results

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.journal import Journal
 from common.options import load_checkpoint
 from eval import EVALUATING, is_correct, majority_vote
 from sample import SamplingParams, answer_problems
@@ -39,8 +40,10 @@ def score_epochs(source: Path, folder: Path, args: Namespace, name: str) -> list
     for epoch in range(first, args.epochs + 1):
         checkpoint = folder / f"epochs/{epoch}" if epoch else source
         model, tokenizer = load_checkpoint(checkpoint, args.chat, args.device, args.dtype)
+        journal = Journal(folder / "epochs.jsonl", checkpoint, args)
         responses = answer_problems(model, tokenizer, task, problems, k, params,
-                                    seed=[args.seed, *EVALUATING], desc=f"{name}, epoch {epoch}")
+                                    seed=[args.seed, *EVALUATING], journal=journal,
+                                    desc=f"{name}, epoch {epoch}")
         rows.append({"epoch": epoch, **score_epoch(responses, problems, args)})
         print(f"{name}, {json.dumps(rows[-1])} on dev")
         del model  # before the next one is loaded

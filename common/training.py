@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from common.checkpoint import read_into, write_tensors
 from common.distributed import on_main, world_size
-from common.files import read_jsonl, write_jsonl
+from common.files import read_jsonl, remove, write_jsonl
 from common.options import usable_device
 from model import Llama
 from tasks.chat import ChatTokenizer
@@ -98,8 +98,12 @@ def restore_checkpoint(folder: Path, model: Llama, optimizer: Optimizer) -> list
 
 def checkpoints(folder: Path) -> list[Path]:
     """Those that are whole, the last one last."""
-    found = [path for path in folder.glob("checkpoint-*") if path.suffix != ".part"]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    numbers = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdecimal():
+            numbers.append(int(number))
+    return [folder / f"checkpoint-{number}" for number in sorted(numbers)]
 
 
 def save_model(model: Llama, source: Path, folder: Path) -> None:
@@ -121,16 +125,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for path in folder.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # on the disk before the folder gets its name
-
-
-def remove(folder: Path, *patterns: str) -> None:
-    """Delete files and folders, if they are there."""
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
 
 @contextmanager

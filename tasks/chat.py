@@ -34,6 +34,8 @@ class ChatTokenizer:
         """
         folder = Path(folder)
         self.tokenizer = read_tokenizer(folder)
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self.special_tokens = [token.content for token in added if token.special]
         self.chat = self.find_chat(folder) if chat == "auto" else chat
         self.template, closing = CHAT_TEMPLATES[self.chat]
         stops = []
@@ -71,13 +73,28 @@ class ChatTokenizer:
         return self.apply_template(task.prompt_for(problem, self.is_chat))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The tokenizer adds its own BOS, unless the template has already written one."""
-        has_bos = text.startswith("<|begin_of_text|>")
-        return self.tokenizer.encode(text, add_special_tokens=not has_bos).ids
+        """The tokenizer adds its own BOS, unless the template has already written one.
+
+        What looks like a special token inside the problem is encoded as the plain text it is.
+        """
+        with_bos = not text.startswith("<|begin_of_text|>")
+        before, after = self.template.split("{prompt}")
+        inside = text[len(before) : len(text) - len(after)]
+        if not any(token in inside for token in self.special_tokens):
+            return self.tokenizer.encode(text, add_special_tokens=with_bos).ids
+        ids = self.tokenizer.encode(before, add_special_tokens=with_bos).ids
+        ids += self.encode_plain(inside)
+        return ids + self.tokenizer.encode(after, add_special_tokens=False).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        self.tokenizer.encode_special_tokens = True  # the library's name for "as plain text"
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        self.tokenizer.encode_special_tokens = False
+        return ids
 
     def encode_response(self, text: str, ended: bool = True) -> list[int]:
         """A response as it is trained on: apart from its prompt, with EOS if it was not cut off."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.encode_plain(text)
         return [*ids, self.eos_id] if ended else ids
 
     def decode(self, tokens: list[int]) -> str:

@@ -216,7 +216,7 @@ def test_nll_is_per_token():
 
 def test_a_response_that_was_cut_off_is_trained_without_eos(toy_checkpoint):
     tokenizer = ChatTokenizer(toy_checkpoint)
-    line = {"prompt": "Q: How many?", "chosen": " 7", "rejected": " 8", "weight": 0.5,
+    line = {"id": 0, "prompt": "Q: How many?", "chosen": " 7", "rejected": " 8", "weight": 0.5,
             "ended_chosen": True, "ended_rejected": False}
     pair = encode_pair(line, tokenizer)
     assert pair.prompt == tokenizer.encode_prompt("Q: How many?")

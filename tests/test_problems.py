@@ -1,5 +1,7 @@
 """Problems: read from files, answered as text, and new ones that a model writes."""
 
+from argparse import Namespace
+
 import pytest
 
 import sample
@@ -15,6 +17,7 @@ PUZZLES = Task(name="zebralogic", prompt="{question}\n{skeleton}", chat="{questi
                example='"""{question}"""', new_problem="{examples} {attributes}", defaults={},
                text="puzzle", examples=1, puzzle=True)
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=8)
+WRITER = Namespace(context_length=10**6)  # of the model only its context is looked at
 GIVEN = [{"question": f"Tom has {n} apples?"} for n in range(6)]
 
 
@@ -132,7 +135,7 @@ def writer(tokenizer, monkeypatch) -> Script:
 
 def write_seven(tokenizer, seed=(0,), **more) -> tuple[list[dict], dict[str, int]]:
     return write_problems(
-        None, tokenizer, TASK, GIVEN, 7, PARAMS, seed=seed, name="n", **more)
+        WRITER, tokenizer, TASK, GIVEN, 7, PARAMS, seed=seed, name="n", **more)
 
 
 def test_written_problems_are_new_and_whole(tokenizer, writer):
@@ -182,7 +185,7 @@ def test_a_new_puzzle_is_rephrased_from_one_and_has_many_lines(tokenizer, monkey
     monkeypatch.setattr(sample, "generate", script)
     header = ["House", "Name", "Drink"]
     given = [{"question": "Two houses\nof old", "size": "2*2", "header": header}]
-    kept, _ = write_problems(None, tokenizer, PUZZLES, given, 1, PARAMS, seed=[0], name="n")
+    kept, _ = write_problems(WRITER, tokenizer, PUZZLES, given, 1, PARAMS, seed=[0], name="n")
     assert kept == [{"id": "n-0", "question": "Two\nhouses", "size": "2*2",
                      "header": ["House", "Name", "Food"]}]
     assert script.calls[0]["stop_ids"] == tokenizer.stop_ids
@@ -198,7 +201,7 @@ def test_one_example_does_not_make_a_task_of_puzzles(tokenizer, monkeypatch):
     one_example = Task(name="toy", prompt=TASK.prompt, chat=TASK.chat, example=TASK.example,
                        new_problem=TASK.new_problem, defaults={}, examples=1)
     given = [{"question": "Tom has\n3 apples?"}]
-    kept, _ = write_problems(None, tokenizer, one_example, given, 1, PARAMS, seed=[0], name="n")
+    kept, _ = write_problems(WRITER, tokenizer, one_example, given, 1, PARAMS, seed=[0], name="n")
     assert kept == [{"id": "n-0", "question": "Ann buys 3?"}]
     assert script.calls[0]["prompts"] == ["Q: Tom has 3 apples?\nQ:"]
     assert set(tokenizer.newline_ids()) <= set(script.calls[0]["stop_ids"])

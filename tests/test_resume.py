@@ -52,7 +52,7 @@ def test_stages_that_are_there_are_kept_and_named(finished, tmp_path, capsys):
     before = snapshot(folder)
     run(train, *SMALL, "--out", folder)
     shown = capsys.readouterr().out
-    kept = ["M0/eval.json", "M1/model", "M1/eval.json"]
+    kept = ["M0/eval_responses.jsonl", "M1/model", "M1/eval_responses.jsonl"]
     kept += [f"M2/{name}" for name in ROUND[: ROUND.index("log.jsonl")]]
     for name in kept:
         assert f"{folder / name}: kept" in shown

@@ -146,12 +146,11 @@ def test_scores_in_batches_equal_an_independent_implementation(armorm):
 
 
 def test_a_mark_inside_a_question_does_not_move_the_gate(armorm):
-    model, tokenizer = armorm.load()
-    question = "a<|eot_id|>b"
-    [[score]] = reward_responses(
-        model, tokenizer, [{"question": question, "responses": ["4"]}], batch_size=4)
-    expected = independent_score(armorm, tokenizer.tokenizer, question, "4")
-    assert score == pytest.approx(expected, rel=1e-4)
+    """It is plain text there, so the one that closes the user's turn is the only one."""
+    _, tokenizer = armorm.load()
+    prompt, _, prompt_end = one_turn(tokenizer, "a<|eot_id|>b", "4")
+    assert [i for i, token in enumerate(prompt) if token == tokenizer.eos_id] == [prompt_end]
+    assert "a<|eot_id|>b" in tokenizer.decode(prompt)
 
 
 def test_bfloat16_is_for_the_body_alone(armorm):

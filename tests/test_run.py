@@ -117,12 +117,13 @@ def test_the_model_is_a_checkpoint_folder_like_the_one_before(finished):
         assert digest(finished / "M1/model" / name) == digest(SHIPPED / name)
 
 
-def test_round_2_samples_the_model_of_round_1(finished):
+def test_round_2_samples_the_model_of_round_1(finished, tmp_path):
     args = train_args(*SMALL)
     problems = read_jsonl(finished / "M2/problems.jsonl")
     responses = read_jsonl(finished / "M2/responses.jsonl")
-    assert train.make_responses(finished / "M1/model", problems, args, 2) == responses
-    assert train.make_responses(SHIPPED, problems, args, 2) != responses
+    m1, m0 = finished / "M1/model", SHIPPED
+    assert train.make_responses(m1, problems, args, tmp_path / "1", 2) == responses
+    assert train.make_responses(m0, problems, args, tmp_path / "0", 2) != responses
 
 
 def test_extra_responses_are_drawn_where_all_k_agree_and_only_there(finished):

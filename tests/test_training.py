@@ -104,7 +104,7 @@ def test_the_reference_is_the_log_prob_of_the_model_before(finished, pairs):
 
 
 def test_a_response_that_was_cut_off_is_trained_without_eos(tokenizer):
-    row = {"prompt": "Q:", "chosen": " 3", "rejected": " 4", "weight": 1.0}
+    row = {"id": 0, "prompt": "Q:", "chosen": " 3", "rejected": " 4", "weight": 1.0}
     pair = encode_pair({**row, "ended_chosen": True, "ended_rejected": False}, tokenizer)
     assert pair.chosen[-1] == tokenizer.eos_id
     assert tokenizer.eos_id not in pair.rejected

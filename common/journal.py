@@ -1,0 +1,52 @@
+"""Finished batches of a stage of sampling, on disk until the stage is: a stop loses one at most."""
+
+import hashlib
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import weight_files
+from common.distributed import on_main, rank
+from common.runs import fingerprint
+
+
+class Journal:
+    """Batches by key, in `NAME.batches-RANK` beside the stage's file. Each rank adds to its own.
+
+    The key of a batch says all that its responses depend on. So one that other weights or other
+    code have made is never asked for again.
+    """
+
+    def __init__(self, path: str | Path, folder: str | Path, args: Namespace):
+        """path: the file that is to be made. folder: of the model that samples."""
+        self.path, self.weights = Path(path), []
+        for file in weight_files(Path(folder)):
+            stat = file.stat()
+            self.weights.append((file.name, stat.st_size, stat.st_mtime_ns))
+        self.code, self.dtype = fingerprint()[0], args.dtype
+        self.batches: dict[str, list] = on_main(self.read)
+
+    def read(self) -> dict[str, list]:
+        found = {}
+        for file in self.path.parent.glob(f"{self.path.name}.batches-*"):
+            for line in file.read_bytes().split(b"\n"):
+                try:
+                    key, responses = json.loads(line)
+                except (ValueError, TypeError):  # the last line, if the process died in it
+                    continue
+                found[key] = responses
+        return found
+
+    def key(self, *what: Any) -> str:
+        everything = [self.code, self.dtype, self.weights, *what]
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
+
+    def add(self, key: str, responses: list) -> None:
+        file = self.path.with_name(f"{self.path.name}.batches-{rank()}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a") as lines:
+            lines.write("\n" + json.dumps([key, responses]))  # the line before may be half of one
+            lines.flush()
+            os.fsync(lines.fileno())

@@ -26,11 +26,12 @@ from common.options import add_sampling_options, load_checkpoint, parse_args
 from model import Llama
 from sample import SamplingParams, answer_problems
 from tasks.chat import ChatTokenizer
-from tasks.task import Task, gold_answer, read_problems
+from tasks.task import Task, gold_answer, normalize_gold, read_problems
 from tasks.zebralogic.puzzle import is_easy, right_cells
-from vote import extract_answer, response_answers, was_ended
+from vote import extract_answer, response_answers, ended_flags
 
-# Behind the seed: the same random numbers for every model, and others than those of a round.
+# Random numbers come from (seed, round, what for), here the same for every model: round 0, use 4,
+# which comes after those of train.py.
 EVALUATING = (0, 4)
 
 
@@ -73,11 +74,13 @@ def evaluate(
 def score(rows: list[dict], task: str) -> dict:
     """Means over the problems, from 0 to 1, and standard errors of the accuracies.
 
-    None stands where no row has gold, or a greedy response. Of puzzles there are four greedy
-    scores: whole puzzles, cells (of a response without an answer all are wrong), easy, hard ones.
+    Accuracies are over the `graded` problems, whose gold answer can be read; None stands where
+    there are none, or no greedy response. Puzzles have four greedy scores: whole puzzles, easy and
+    hard ones, and cells (all are wrong in a response without an answer).
     """
     scores = [score_row(row, task) for row in rows]
-    result: dict = {"problems": len(rows), "k": len(rows[0]["responses"])}
+    graded = sum(row_scores["self_consistency"] is not None for row_scores in scores)
+    result: dict = {"problems": len(rows), "graded": graded, "k": len(rows[0]["responses"])}
     names = dict.fromkeys(name for row_scores in scores for name in row_scores)
     for name in names:
         values = [row_scores[name] for row_scores in scores if row_scores.get(name) is not None]
@@ -95,7 +98,7 @@ def score(rows: list[dict], task: str) -> dict:
 
 def score_row(row: dict, task: str) -> dict:
     """What one problem contributes to each score."""
-    answers, ended = response_answers(row, task), was_ended(row)
+    answers, ended = response_answers(row, task), ended_flags(row)
     winner, votes = majority_vote(answers, random.Random(str(row["id"])))
     unparsed = []
     for text, complete in zip(row["responses"], ended):
@@ -103,7 +106,7 @@ def score_row(row: dict, task: str) -> dict:
     scores = {"greedy": None, "self_consistency": None, "vote_share": votes / len(answers),
               "sample_accuracy": None, "unparsed": float(np.mean(unparsed)),
               "truncated": 1 - float(np.mean(ended))}
-    gold = gold_answer({"answer": row.get("gold"), "solution": row.get("gold")}, task)
+    gold = normalize_gold(row.get("gold"), task)
     if gold is None:
         return scores
     scores["self_consistency"] = is_correct(winner, gold, task)
@@ -123,6 +126,7 @@ def majority_vote(answers: Sequence[str | None], rng: random.Random) -> tuple[st
     """The most frequent answer and its votes; a tie is drawn; (None, 0) if there is no answer.
 
     Not a function of scpo.py: a change of the method must not move the scale that measures it.
+    (It shares the extractors and the sampling with the method, and changing those does move it.)
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
@@ -157,11 +161,13 @@ COLUMNS = {
 def table(results: dict[str, dict]) -> str:
     """Results by model, aligned: shares in %, accuracies ± standard error over the problems."""
     names = [name for name in COLUMNS if any(name in result for result in results.values())]
-    lines = [["", *(COLUMNS[name] for name in names), "pairs", "seconds"]]
+    of_run = [name for name in ("pairs", "seconds") if any(name in r for r in results.values())]
+    lines = [["", *(COLUMNS[name] for name in names), *of_run]]
     for model, result in results.items():
         cells = [percent(result.get(name), result.get(f"{name}_se")) for name in names]
-        seconds = f"{result['seconds']:.0f}" if "seconds" in result else "–"
-        lines.append([model, *cells, str(result.get("pairs", "–")), seconds])
+        for name in of_run:
+            cells.append(f"{result[name]:.0f}" if name in result else "–")
+        lines.append([model, *cells])
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = []
     for line in lines:
@@ -195,8 +201,9 @@ def main() -> None:
             write_new(args.out, rows)
     result = score(rows, args.task)
     print(table({args.responses or args.model: result}))
-    if result["self_consistency"] is None:
-        print("no gold answers: consistency can be measured, accuracy cannot")
+    if result["graded"] < result["problems"]:
+        print(f"{result['graded']} of {result['problems']} problems have a gold answer that can be "
+              "read: accuracy is over these")
     print(json.dumps(result))
 
 

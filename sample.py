@@ -75,7 +75,7 @@ def generate(
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
     stop_ids: tokens that end a response. stop_fn: ends one by its text.
-    first_sample: the number of the first sample; samples of other numbers are others.
+    first_sample: the index of the first sample; each index has its own random numbers.
     journal: keeps finished batches on disk, and has those of a run that was stopped.
     desc: names the progress bar. Raises InputError for a prompt that is too long for the model.
     """
@@ -170,7 +170,7 @@ def decode(
         unfinished = []
         for row, token in enumerate(tokens.tolist()):
             response = responses[active[row]]
-            if response.ended or token in stop_ids:
+            if response.ended or token in stop_ids:  # ended rows stay until enough can be dropped
                 response.ended = True
                 continue
             response.tokens.append(token)
@@ -277,14 +277,14 @@ def write_problems(
     """New problems in the style of `problems`, without answers (paper, section 2).
 
     The model reads random ones as examples and writes another. A puzzle is rephrased from one: one
-    attribute gets new values, another is replaced. Dropped is what was cut off, is malformed, is
-    too long (not `fits`, or its examples do not), or equals one of `problems`, of the questions
-    `known` or of the new ones.
+    attribute gets new values, another is replaced. A new problem is dropped if it was cut off, is
+    malformed, is too long (not `fits`, or its examples do not), or repeats one of `problems`, of
+    the questions `known` or of the new ones.
 
     Returns the problems that are kept, and how many of the `count` were dropped for which reason.
     """
     rng = random.Random(f"{list(seed)} examples")
-    examples = [rng.sample(problems, min(task.examples, len(problems))) for _ in range(count)]
+    examples = [rng.sample(problems, min(task.n_examples, len(problems))) for _ in range(count)]
     prompts = []
     for shown in examples:
         attributes = rng.sample(shown[0]["header"][1:], 2) if task.puzzle else ()

@@ -15,9 +15,11 @@ One round turns a model M_{t-1} into M_t, without a label (section 2 of the pape
 
 The threshold τ also filters the new problems: one without a consistent answer gives no pair.
 
-train.py runs the six steps. Here are 4 to 6, as functions of plain values up to the last section,
-which asks a model for its log-probs. What the paper leaves open (ties, responses without an answer,
-problems on which all agree) is decided here, each in a comment.
+with k responses to each problem and τ a number of votes; β holds M_t to M_{t-1}, α weighs the NLL.
+
+This file holds steps 4 to 6; train.py runs all six. Everything but the last section is pure
+functions of plain values. What the paper leaves open (ties, responses without an answer, problems
+on which all agree) is decided here, each in a comment.
 
 In the comments on shapes, B is the number of pairs.
 """
@@ -41,7 +43,8 @@ class NoPair(Exception):
 # --------------------------------------------------------------------------------------------
 # Steps 4 and 5: from votes to a weighted pair
 
-Answers = Sequence[str | None]  # of the k responses that vote, then of extra ones; None for none
+# Of the k responses that vote, then of the extra ones. None is no answer.
+Answers = Sequence[str | None]
 
 
 def scpo_pair(
@@ -59,8 +62,10 @@ def scpo_pair(
     if not others:
         raise NoPair("unanimous")
     fewest = min(votes[i] for i in others)
-    if fewest == votes[chosen]:  # so for tau ≥ 0.5 a tie at the top never becomes a pair
-        raise NoPair("tied")  # w(x) = 0 is no loss, and would dilute the mean
+    if fewest == votes[chosen]:
+        # All answers have as many votes: w(x) = 0 is no loss, and would dilute the mean. With tau
+        # of 0.5 or more a tie at the top is always of this kind; below, y+ is drawn from the top.
+        raise NoPair("tied")
     least_consistent = [i for i in others if votes[i] == fewest]
     return chosen, draw_response(answers, least_consistent, rng)
 
@@ -68,9 +73,11 @@ def scpo_pair(
 def most_consistent(
     answers: Answers, votes: Sequence[int], k: int, tau: float, rng: random.Random
 ) -> int:
-    """The index of y+. Raises NoPair if nobody voted or V(y+) < τ."""
+    """The index of y+. Raises NoPair if no response has an answer, or V(y+) < τ."""
     most = max(votes[:k])
-    if most == 0 or most < tau * k - 1e-9:  # 0.28 · 25 is 7.000…01 in floating point
+    if most == 0:
+        raise NoPair("without any answer")
+    if most < tau * k - 1e-9:  # 0.28 · 25 is 7.000…01 in floating point
         raise NoPair("below tau")
     return draw_response(answers, [i for i in range(k) if votes[i] == most], rng)
 
@@ -194,12 +201,11 @@ class EncodedPair:
 
 def encode_pair(pair: dict, tokenizer: ChatTokenizer) -> EncodedPair:
     """The tokens of a line of pairs.jsonl. A response that was cut off gets no EOS."""
-    responses = {"chosen": None, "rejected": None}
-    for side in responses:
-        if pair[side] is not None:
-            responses[side] = tokenizer.encode_response(pair[side], pair[f"ended_{side}"])
     prompt = tokenizer.encode_prompt(pair["prompt"])
-    return EncodedPair(prompt, **responses, weight=pair["weight"], id=pair["id"])
+    chosen, rejected = tokenizer.encode_response(pair["chosen"], pair["ended_chosen"]), None
+    if pair["rejected"] is not None:
+        rejected = tokenizer.encode_response(pair["rejected"], pair["ended_rejected"])
+    return EncodedPair(prompt, chosen, rejected, pair["weight"], pair["id"])
 
 
 def pair_metrics(

@@ -10,7 +10,7 @@ can read, in runs/NAME/Mt/:
     problems.jsonl        step 1: the questions, first those given, then those the model wrote
     responses.jsonl       step 2: k responses to each (`python vote.py` shows their votes)
     rewards.jsonl         what a reward model thinks of each (only with --method reward)
-    pairs.jsonl           steps 3 to 5: prompt, chosen, rejected, weight, votes
+    pairs.jsonl           steps 3 to 5: prompt, chosen, rejected (null with lmsi), weight, votes
     reference.jsonl       step 6: log M_{t-1}(y|x) of both: two numbers, and no second model
     log.jsonl             step 6: a line per optimizer step
     checkpoint-N/         weights and optimizer after N steps, until the round is done
@@ -56,7 +56,7 @@ from scpo import (METHODS, EncodedPair, NoPair, encode_pair, gold_pair, is_unani
                   most_consistent, pair_logps, pair_metrics, pair_weight, reward_pair, scpo_pair,
                   sequences)
 from tasks.task import Task, read_golds, read_problems, unlabeled
-from vote import count_votes, response_answers, show_votes, was_ended
+from vote import count_votes, response_answers, show_votes, ended_flags
 
 # Random numbers come from (seed, round, what for): no two uses share any.
 WRITING, ANSWERING, SHUFFLING = 1, 2, 3
@@ -69,7 +69,7 @@ def train(args: Namespace, run: Run) -> None:
     evaluate_model(source, args, run, 0)
     for t in range(1, args.rounds + 1):
         if run.has(f"M{t}/model"):
-            on_main(remove, run.folder / f"M{t}", *OF_TRAINING)  # if it ended right behind it
+            on_main(remove, run.folder / f"M{t}", *OF_TRAINING)  # if a kill left them
             run.keep(f"M{t}/model")
         else:
             train_round(source, args, run, t)
@@ -147,10 +147,11 @@ def make_responses(
     unanimous, no_answer, cut_off = [], 0, 0
     for row in rows:
         answers = response_answers(row, args.task)
-        no_answer, cut_off = no_answer + answers.count(None), cut_off + row["ended"].count(False)
-        if args.extra and is_unanimous(answers):
+        no_answer += answers.count(None)
+        cut_off += row["ended"].count(False)
+        if is_unanimous(answers):
             unanimous.append(row)
-    if unanimous:
+    if unanimous and args.extra:
         params = replace(params, temperature=args.extra_temperature)
         hotter = answer_problems(model, tokenizer, task, unanimous, args.extra, params, seed=seed,
                                  first_sample=args.k, journal=journal,
@@ -181,7 +182,7 @@ def warn_of_collapse(rows: list[dict], task: str) -> None:
 
 def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: int) -> list[dict]:
     """At most one pair per problem, and a line on what became of the others."""
-    golds = {}
+    golds = {}  # stays empty where --method reads no answer
     if args.method in ("gold", "semi"):
         task = Task.load(args.task)
         problems = read_problems(args.problems, task, args.limit)
@@ -202,39 +203,33 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
                          "raise --k or --extra-temperature, or give problems that the model can "
                          "sometimes solve")
     for pair in pairs[:2]:
-        print(f"    w {pair['weight']:.2f}")
-        for side in ("chosen", "rejected"):
-            if pair[side] is not None:
-                text = printable(" ".join(pair[side].split()))
-                print(f"      {side}, {pair[f'votes_{side}']} votes: {text}")
+        print(show_pair(pair))
     return pairs
+
+
+def show_pair(pair: dict) -> str:
+    lines = [f"    w {pair['weight']:.2f}"]
+    for side in ("chosen", "rejected"):
+        if pair[side] is not None:
+            text = printable(" ".join(pair[side].split()))
+            lines.append(f"      {side}, {pair[f'votes_{side}']} votes: {text}")
+    return "\n".join(lines)
 
 
 def make_pair(
     row: dict, gold: str | None, rewards: list[float] | None, args: Namespace, t: int
 ) -> dict:
-    """A line of pairs.jsonl from one of responses.jsonl. Raises NoPair."""
+    """A line of pairs.jsonl from one of responses.jsonl. Raises NoPair.
+
+    gold: the right answer, if --method looks at it. rewards: of the k responses, likewise.
+    """
     extra = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
     answers = response_answers(row, args.task) + response_answers(extra, args.task)
-    k, tau = len(row["responses"]), per_round(args.tau, t)
-    votes = count_votes(answers, k)
-    rng = random.Random(f"{args.seed}/{t}/{row['id']}")
-    rejected, weight = None, 1.0
-    if args.method == "lmsi":
-        chosen = most_consistent(answers, votes, k, tau, rng)
-    elif args.method == "reward":
-        chosen, rejected = reward_pair(rewards)
-    elif args.method == "gold" or gold is not None:
-        chosen, rejected = gold_pair(answers, k, gold, rng)
-    else:
-        chosen, rejected = scpo_pair(answers, votes, k, tau, rng)
-        if not args.unweighted:
-            weight = pair_weight(votes[chosen], votes[rejected], k)
-    if args.method == "coin" and rng.random() < 0.5:
-        chosen, rejected = rejected, chosen
-    texts, ended = row["responses"] + extra["responses"], was_ended(row) + extra["ended"]
-    pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None}
-    pair.update(weight=weight, k=k)
+    votes = count_votes(answers, len(row["responses"]))
+    chosen, rejected, weight = choose_pair(row, answers, votes, gold, rewards, args, t)
+    pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None,
+            "weight": weight, "k": len(row["responses"])}
+    texts, ended = row["responses"] + extra["responses"], ended_flags(row) + extra["ended"]
     for side, i in (("chosen", chosen), ("rejected", rejected)):
         if i is not None:
             pair[side] = texts[i]
@@ -245,6 +240,26 @@ def make_pair(
     return pair
 
 
+def choose_pair(
+    row: dict, answers: list[str | None], votes: list[int], gold: str | None,
+    rewards: list[float] | None, args: Namespace, t: int,
+) -> tuple[int, int | None, float]:
+    """What --method makes of the responses to a problem: the chosen, the rejected one, and w(x)."""
+    k, tau = len(row["responses"]), per_round(args.tau, t)
+    rng = random.Random(f"{args.seed}/{t}/{row['id']}")
+    if args.method == "lmsi":
+        return most_consistent(answers, votes, k, tau, rng), None, 1.0
+    if args.method == "reward":
+        return *reward_pair(rewards), 1.0
+    if args.method == "gold" or (args.method == "semi" and gold is not None):
+        return *gold_pair(answers, k, gold, rng), 1.0
+    chosen, rejected = scpo_pair(answers, votes, k, tau, rng)
+    weight = 1.0 if args.unweighted else pair_weight(votes[chosen], votes[rejected], k)
+    if args.method == "coin" and rng.random() < 0.5:
+        return rejected, chosen, weight
+    return chosen, rejected, weight
+
+
 # --------------------------------------------------------------------------------------------
 # Step 6: training
 
@@ -252,11 +267,11 @@ def make_pair(
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
     """Train θ, which starts at M_{t-1}, on the round's pairs; the best epoch's model is M_t."""
     folder = run.folder / f"M{t}"
-    if not run.has(f"M{t}/epochs/{args.epochs}"):  # it was deleted since: train it again
+    if not run.has(f"M{t}/epochs/{args.epochs}"):  # without its model a log.jsonl is of no use
         on_main(remove, folder, "log.jsonl")
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
-    if args.method != "lmsi":
+    if data[0].rejected is not None:
         rows = run.stage(
             f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, of=pairs)
         for pair, row in zip(data, rows):
@@ -269,11 +284,11 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     if args.select != "last":
         rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
         epoch = best_epoch(rows, args.select)
-    run.begin(f"M{t}/model")
+    run.stop_before(f"M{t}/model")
     run.record(f"M{t}/model", time.time() - started)
     on_main((folder / f"epochs/{epoch}").rename, folder / "model")
     on_main(remove, folder, *OF_TRAINING)
-    run.finish(f"M{t}/model")
+    run.stop_after(f"M{t}/model")
 
 
 def optimize(
@@ -335,7 +350,7 @@ def forward_backward(model: Llama, batch: list[EncodedPair], args: Namespace) ->
     for i, pairs in enumerate(micro_batches):
         if world_size() > 1:  # ranks exchange gradients once, after the last micro-batch
             model.set_requires_gradient_sync(i + 1 == len(micro_batches))
-        # A rank that has no pair left computes along, for nothing.
+        # FSDP needs every rank: one that has no pair left computes one that counts 0.
         metrics = pair_metrics(model, pairs or batch[-1:], args.beta, args.alpha)
         loss = metrics["loss"][: len(pairs)].sum() / len(batch)
         (loss * world_size()).backward()  # FSDP takes the mean over the ranks
@@ -352,11 +367,12 @@ def make_reference(
     found, parts = {}, split(list(range(len(data))), args.micro_batch_size)
     for part in progress_bar(iterable=parts, desc=f"M{t}: reference", unit="batch"):
         chosen, rejected = pair_logps(model, [data[i] for i in part or [0]])
-        for i, *logps in zip(part, chosen.tolist(), rejected.tolist()):
-            if not all(map(math.isfinite, logps)):
-                reason = f"M{t - 1} gives it the log-probs {logps}"
+        for i, chosen_logp, rejected_logp in zip(part, chosen.tolist(), rejected.tolist()):
+            if not math.isfinite(chosen_logp + rejected_logp):
+                reason = f"M{t - 1} gives it the log-probs {chosen_logp} and {rejected_logp}"
                 raise InputError(f"pairs.jsonl, {data[i].id}: {reason}; is the model broken?")
-            found[i] = dict(zip(("reference_chosen_logp", "reference_rejected_logp"), logps))
+            found[i] = {"reference_chosen_logp": chosen_logp,
+                        "reference_rejected_logp": rejected_logp}
     found = all_gather_dict(found)
     return [{"id": pair["id"], **found[i]} for i, pair in enumerate(pairs)]
 
@@ -385,10 +401,12 @@ def summary(log: list[dict]) -> str:
     """Means over the first and the last epoch, which hold the same pairs."""
     shown = []
     for name in ("loss", "chosen_logp", "rejected_logp"):
+        if name not in log[0]:  # nothing is rejected
+            continue
         means = []
         for epoch in (0, log[-1]["epoch"]):
-            lines = [line for line in log if line["epoch"] == epoch and name in line]
-            n_pairs = sum(line["pairs"] for line in lines) or 1
+            lines = [line for line in log if line["epoch"] == epoch]
+            n_pairs = sum(line["pairs"] for line in lines)
             means.append(sum(line[name] * line["pairs"] for line in lines) / n_pairs)
         shown.append(f"{name} {means[0]:.3f} → {means[1]:.3f}")
     return f"{len(log)} steps; mean of the first → the last epoch: {', '.join(shown)}"
@@ -413,7 +431,7 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
         for row in rows[:2]:
             question, greedy = (printable(" ".join(row[x].split())) for x in ("question", "greedy"))
             print(f"    {question}\n      greedy: {greedy}   (gold {row['gold']})")
-    run.finish(f"M{t}/eval.json")
+    run.stop_after(f"M{t}/eval.json")
 
 
 # --------------------------------------------------------------------------------------------
@@ -438,41 +456,43 @@ def options() -> ArgumentParser:
     add("--answers", type=file_or_none,
         help="problems with answers, for gold and semi if --problems has none")
     add("--out", type=file_name,
-        help="folder of the run, runs/TASK if not given; the same one again goes on")
+        help="folder of the run, runs/TASK if not given; a run that is there goes on")
     add("--from", type=file_or_none,
-        help="folder of a run whose stages are taken over, where the options agree")
+        help="a run whose stages are taken over, as far as the options agree; or one stage of it, "
+        "as runs/toy/M1/responses.jsonl, to take over no later one")
     add("--until", help="the last stage to make, as M1/responses or M2/model")
-    add("--rounds", type=integer(1), default=2, help="M_t is trained on samples of M_{t-1}")
-    add("--tau", type=share, nargs="+", help="least vote share of the chosen answer, per round, "
-        "the last one repeated (paper, GSM8K: 0.5 0.7)")
+    add("--rounds", type=integer(1), default=2, help="how often M_t is made from M_{t-1}")
+    add("--tau", type=share, nargs="+", help="minimum vote share of the chosen answer, per "
+        "round, the last one repeated (paper, GSM8K: 0.5 0.7)")
     add("--extra", type=integer(0), default=8, help="responses at the extra temperature where all "
         "k agree, to find one to reject (paper: 8)")
     add("--extra-temperature", type=real(lambda value: value >= 0.001, "must be at least 0.001"),
-        default=1.2, help="of those (paper: 1.2)")
+        default=1.2, help="of the extra responses (paper: 1.2)")
     add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
     add("--writer", type=file_or_none,
         help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
         "Llama-3 Instruct 8B)")
-    add("--method", "--supervision", choices=METHODS, default="scpo", help=methods)
+    add("--method", choices=METHODS, default="scpo", help=methods)
     add("--reward-model", type=file_name,
         help="checkpoint folder in ArmoRM's layout, for --method reward")
-    add("--unweighted", "--no-weight", action="store_true", help="w(x) = 1 (paper, Table 4)")
-    add("--beta", type=positive, help="how far log-ratios may move from M_{t-1} (paper: 0.5)")
+    add("--unweighted", action="store_true", help="w(x) = 1 (paper, Table 4)")
+    add("--beta", type=positive, help="how strongly M_t is held to M_{t-1}: a larger one "
+        "stays closer (paper: 0.5)")
     add("--alpha", type=not_negative, help="weight of the NLL term, which holds the chosen "
         "log-prob up (paper: 1)")
     add("--lr", type=positive, help="peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
-    add("--warmup-ratio", "--warmup", type=ratio, default=0.05, help="share of the steps in which "
+    add("--warmup-ratio", type=ratio, default=0.05, help="share of the steps in which "
         "the learning rate rises")
     add("--epochs", type=integer(1), help="passes over a round's pairs (paper: up to 10)")
-    add("--select", "--choose", choices=SELECTIONS, default="last", help="which epoch's model "
+    add("--select", choices=SELECTIONS, default="last", help="which epoch's model "
         f"becomes M_t; {selections}")
     add("--batch-size", type=integer(1), help="pairs per optimizer step (paper: 16)")
-    add("--micro-batch-size", "--micro-batch", type=integer(1), default=8, help="pairs in memory "
+    add("--micro-batch-size", type=integer(1), default=8, help="pairs in memory "
         "at once; their gradients add up to the batch's")
-    add("--max-grad-norm", "--clip", type=positive, default=1.0, help="gradients are clipped to it")
-    add("--activation-checkpointing", "--recompute", action="store_true", help="compute each "
+    add("--max-grad-norm", type=positive, default=1.0, help="gradients are clipped to it")
+    add("--activation-checkpointing", action="store_true", help="compute each "
         "block again in the backward pass: a third more time, a fraction of the memory")
-    add("--save-every", "--checkpoint-every", type=integer(1), default=200, help="optimizer steps "
+    add("--save-every", type=integer(1), default=200, help="optimizer steps "
         "between two checkpoints")
     add("--dry-run", action="store_true", help="print what memory a round will take, and stop")
     return parser

@@ -36,11 +36,11 @@ def count_votes(answers: Sequence[str | None], k: int | None = None) -> list[int
 def response_answers(row: dict, task: str) -> list[str | None]:
     """The answers with which the k responses of a line of responses.jsonl vote.
 
-    A response that was cut off at the token limit has none. Nor has a table with blank cells: k
-    copies of the form to fill in would be the clearest vote of all.
+    A response that was cut off at the token limit has none. Nor has a table with blank cells: else
+    k copies of the form to fill in would be a unanimous vote.
     """
     answers = []
-    for text, ended in zip(row["responses"], was_ended(row)):
+    for text, ended in zip(row["responses"], ended_flags(row)):
         answer = extract_answer(text, task) if ended else None
         if task == "zebralogic" and not is_filled(answer):
             answer = None
@@ -48,7 +48,7 @@ def response_answers(row: dict, task: str) -> list[str | None]:
     return answers
 
 
-def was_ended(row: dict) -> list[bool]:
+def ended_flags(row: dict) -> list[bool]:
     """Whether each response came to its end; files made elsewhere may not say."""
     return row.get("ended") or [True] * len(row["responses"])
 
@@ -75,7 +75,7 @@ NEXT_QUESTION = ("\nQ:", "\nQuestion:", "\nProblem:", "\n### Question", "\n### P
                  "<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
 NEXT = re.compile("|".join(map(re.escape, NEXT_QUESTION)).replace("\\\n", r"\n[ \t]*+"))
 ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-MOST_MARKS = 10  # of the last #### lines, those in which a number is looked for
+MAX_MARKS = 10  # of the last #### lines, those in which a number is looked for
 HEADING = re.compile(r"(?i)\s*(?:step|part|case|check)\b|\s*\d+[.)]\s+[a-z]")  # #### 2. Why
 
 
@@ -96,7 +96,7 @@ def final_part(text: str) -> str:
 def extract_number(text: str) -> str | None:
     """GSM8K: of the last `#### N`; else of the last `\\boxed{…}`; else of the stated answer."""
     last_box = max((box.start() for box in BOX.finditer(text)), default=-1)
-    marked = text.split("####")[1:][-MOST_MARKS:] if text.rfind("####") > last_box else []
+    marked = text.split("####")[1:][-MAX_MARKS:] if text.rfind("####") > last_box else []
     lines = [part.strip().partition("\n")[0] for part in reversed(marked)]
     headings = [line for line in lines if HEADING.match(line)]
     for line in lines:
@@ -120,7 +120,10 @@ EXTRACTORS = {
 
 
 def is_equiv(a: str | None, b: str | None, task: str) -> bool:
-    """Whether two answers are equal, however spelled. None equals nothing, not even None."""
+    """Whether two answers as people write them are equal. None equals nothing, not even None.
+
+    For other people's files: extracted answers have one spelling, so here `==` compares them.
+    """
     return a is not None and normalize(a, task) == normalize(b, task)
 
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import statistics
 import sys
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from bench.study import SETTINGS
 from common.cli import ArgumentParser, InputError, run_script
 from common.files import read_json, read_jsonl, write_json, write_text
 from eval import percent, table
+from train import show_pair
 from vote import show_votes
 
 RESULTS = ROOT / "bench/results"
@@ -284,14 +286,9 @@ def describe_default_run(folder: Path) -> dict:
 
 
 def default_run_blocks(run: dict) -> dict[str, str]:
-    pair = run["pair"]
-    lines = ["```", show_votes(run["row"], "toy"), ""]
-    for side in ("chosen", "rejected"):
-        votes = f"{pair[f'votes_{side}']} of {pair['k']} votes"
-        lines.append(f"{side:<8} {votes}: {' '.join(pair[side].split())}")
-    lines += [f"weight   {pair['weight']}", "```"]
+    votes = textwrap.indent(show_votes(run["row"], "toy"), "    ")
     results = f"```\n{table(run['results'])}\n```"
-    return {"example": "\n".join(lines), "default run": results}
+    return {"example": f"```\n{votes}\n{show_pair(run['pair'])}\n```", "default run": results}
 
 
 # --------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def init_distributed(device: torch.device, dtype: torch.dtype) -> None:
 def on_main(function: Callable, *args: Any) -> Any:
     """Let rank 0 call the function; every rank gets its result, and none goes on before.
 
-    Not for a loop over things that each rank found by itself: they may differ.
+    Not to be called in a loop whose length may differ between the ranks.
     """
     if world_size() == 1:
         return function(*args)

@@ -30,10 +30,10 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
     add("--top-p", type=real(lambda v: 0 < v <= 1, "must be above 0 and at most 1"),
         help="share of probability kept at each token (paper: 0.9)")
     add("--max-new-tokens", type=integer(1), help="a longer response is cut off: it has no answer")
-    add("--max-num-seqs", "--rows", type=integer(1), default=512,
+    add("--max-num-seqs", type=integer(1), default=512,
         help="responses decoded at once; lower it if memory runs out")
     add("--limit", type=integer(1), help="only the first problems, for a quick look")
-    add("--seed", type=integer(0), default=0, help="of the sampling")
+    add("--seed", type=integer(0), default=0, help="of all random choices")
     add("--chat", choices=["auto", *CHAT_TEMPLATES], default="auto",
         help="prompt format; auto reads it off the checkpoint's files")
     add("--device", default="auto", help="auto, cpu, cuda, mps …")
@@ -43,7 +43,10 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
 def parse_args(
     parser: Parser, argv: Sequence[str] | None = None, problems: str = "problems"
 ) -> Namespace:
-    """Parse a command line, with the task's defaults; --problems is the file that it calls so."""
+    """Parse a command line with the task's defaults.
+
+    problems: which file of the task is the default of --problems, "problems" or "test".
+    """
     task_only = ArgumentParser(None, add_help=False)
     task_only.add_argument("--task", default="toy")
     name = task_only.parse_known_args(argv)[0].task

@@ -25,6 +25,7 @@ from common.cli import InputError
 from common.distributed import on_main, rank
 from common.files import (locked, read_json, read_jsonl, remove, write_json, write_jsonl,
                           wrong_with_responses)
+from tasks.task import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a round makes, in order. The model is trained on what stands before it, M0 is given.
@@ -94,13 +95,13 @@ class Run:
             rows = read_stage(self.folder / name, of)
             self.keep(name)
             return rows
-        self.begin(name)
+        self.stop_before(name)
         started = time.time()
         rows = make(*args)
         on_main(write_jsonl, self.folder / name, rows)
         on_main(remove, self.folder, f"{name}.batches-*")  # common/journal.py
         self.record(name, time.time() - started)
-        self.finish(name)
+        self.stop_after(name)
         return rows
 
     def has(self, name: str) -> bool:
@@ -109,18 +110,18 @@ class Run:
 
     def keep(self, name: str) -> None:
         print(f"{self.folder / name}: kept")
-        self.finish(name)
+        self.stop_after(name)
 
     def record(self, name: str, seconds: float) -> None:
         """Note the seconds of a stage, and the code that made it."""
         on_main(write_record, self.folder, name, seconds)
 
-    def begin(self, name: str) -> None:
+    def stop_before(self, name: str) -> None:
         """Raises ReachedUntil if --until names a stage before this one."""
         if self.until and place(name) > place(self.until):
             raise ReachedUntil
 
-    def finish(self, name: str) -> None:
+    def stop_after(self, name: str) -> None:
         """Raises ReachedUntil if --until names this stage, or one before it."""
         if self.until and place(name) >= place(self.until):
             raise ReachedUntil
@@ -177,11 +178,11 @@ def open_run(args: Namespace) -> Iterator[Run]:
     Raises InputError, and changes nothing, if a finished file depends on a changed option.
     """
     run = Run(args.out, args.until)
-    options = json.loads(json.dumps(vars(args)))
+    options = portable(vars(args))
     on_main(make_folder, run.folder)
     lock = locked(run.folder) if rank() == 0 else nullcontext()
     with lock:
-        on_main(begin, run.folder, options)
+        on_main(prepare, run.folder, options)
         try:
             yield run
         except ReachedUntil:
@@ -196,7 +197,19 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"--out {folder}: {advice}") from error
 
 
-def begin(folder: Path, options: dict) -> None:
+def portable(options: dict) -> dict:
+    """The options as options.json has them, the shipped files relative to the project.
+
+    So a copy of the project knows that its toy model is the same.
+    """
+    shipped = f"{TASKS.parent}/"
+    found = {}
+    for name, value in json.loads(json.dumps(options)).items():
+        found[name] = value.removeprefix(shipped) if isinstance(value, str) else value
+    return found
+
+
+def prepare(folder: Path, options: dict) -> None:
     before = read_json(folder / "options.json")
     if before and not before.keys() >= {"task", "rounds", "seed"}:
         reason = "its options.json is not of a run of train.py"
@@ -281,23 +294,34 @@ def per_round(value: Any, t: int) -> Any:
 
 
 def copy_stages(source: Path, folder: Path, options: dict) -> None:
-    """Take over the files of another run, up to the first that would be made differently here."""
+    """Take over the files of another run, up to the first that would be made differently here.
+
+    source: the run's folder, or a stage in it, which is then the last that is taken over.
+    """
+    last, why = "", ""
+    if source.name in STAGES:
+        source, last = source.parent.parent, f"{source.parent.name}/{source.name}"
     before = read_json(source / "options.json")
     if not before:
         raise InputError(f"--from {source}: is no run's folder, it has no options.json")
     record, taken = read_stages(source), {}
     for name, changed in differences(before, options):
+        if last and place(name) > place(last):
+            break
         round_folder, stage = name.split("/")
         of_training = stage in ("log.jsonl", "epochs.jsonl")  # of no use without the model
         whole = not of_training or (source / round_folder / "model").exists()
         if changed or not whole or not (source / name).exists():
             if stage in OPTIONAL:
                 continue
+            if changed:
+                option, then, now = changed[0]
+                why = f"; {name} was made with {option} {then}, not {now}"
             break
         copy_whole(source / name, folder / name)
         taken[name] = record["stages"].get(name, {"seconds": 0.0, "code": ""})
     write_json(folder / "stages.json", {"stages": taken, "code": record["code"]})
-    print(f"{folder}: taken over from {source}: {', '.join(taken) or 'nothing'}")
+    print(f"{folder}: taken over from {source}: {', '.join(taken) or 'nothing'}{why}")
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from common.cli import InputError
 from common.files import read_json, read_jsonl
@@ -20,7 +21,8 @@ TASKS = Path(__file__).parent
 NEEDED_DEFAULTS = (
     "k tau temperature top_p new_problems beta alpha lr epochs batch_size max_new_tokens".split()
 )
-SHIPPED_FILES = ("model", "problems", "answers", "test", "dev", "reward_model")  # of the toy task
+# Options that name files: a default is a path from the task's folder.
+SHIPPED_FILES = ("model", "problems", "answers", "test", "dev", "reward_model")
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class Task:
 
     name: str  # of the folder
     prompt: str  # what a base model reads, with {question}; of a puzzle also {skeleton}
-    chat: str  # what a chat model is asked, likewise
-    example: str  # one problem among those shown to the problem writer, with {question}
-    new_problem: str  # what the writer reads, with {examples}; of a puzzle also {attributes}
+    chat_prompt: str  # what a chat model is asked, likewise
+    example_template: str  # one problem among those shown to the problem writer, with {question}
+    writer_template: str  # what the writer reads, with {examples}; of a puzzle also {attributes}
     defaults: dict  # option → value; a list where each round has its own
-    text: str = "question"  # the field of a row that holds its problem
-    examples: int = 4  # problems shown to the problem writer
+    question_field: str = "question"  # the field of a row that holds its problem
+    n_examples: int = 4  # problems shown to the problem writer
     puzzle: bool = False  # it has a table to fill in; a new one is rephrased from one example
     runs_on: bool = False  # a base model goes on with another question: vote.NEXT_QUESTION ends it
 
@@ -64,9 +66,9 @@ class Task:
                 raw["defaults"][option] = str(path.parent / raw["defaults"][option])
         return cls(name=name, **raw)
 
-    def prompt_for(self, problem: dict, chat: bool) -> str:
+    def prompt_for(self, problem: dict, is_chat: bool) -> str:
         """What a model is asked to solve."""
-        filled = self.chat if chat else self.prompt
+        filled = self.chat_prompt if is_chat else self.prompt
         if self.puzzle:
             filled = filled.replace("{skeleton}", json_form(problem))
         return filled.replace("{question}", problem["question"])
@@ -78,8 +80,8 @@ class Task:
             question = problem["question"].strip()
             if not self.puzzle:
                 question = " ".join(question.split())  # a new problem is one line
-            shown += self.example.replace("{question}", question)
-        filled = self.new_problem.replace("{examples}", shown)
+            shown += self.example_template.replace("{question}", question)
+        filled = self.writer_template.replace("{examples}", shown)
         return filled.replace("{attributes}", json.dumps(list(attributes)))
 
 
@@ -98,11 +100,11 @@ def read_problems(path: str | Path | None, task: Task, limit: int | None = None)
     Each gets an `id` and a `question`. Raises InputError for a missing or empty file, and naming
     the line for broken JSON and for a row that is no problem.
     """
+    field = task.question_field
     if path is None:
-        raise InputError(
-            f"--problems: task {task.name} ships none; give JSON lines with a `{task.text}` each"
-        )
-    rows = read_jsonl(path, (task.text,), lambda row: wrong_with_problem(row, task))[:limit]
+        advice = f"give JSON lines with a `{field}` each"
+        raise InputError(f"--problems: task {task.name} ships none; {advice}")
+    rows = read_jsonl(path, (field,), lambda row: wrong_with_problem(row, task))[:limit]
     if not rows:
         raise InputError(f"{path}: holds no problem")
     stem = Path(path).stem.removesuffix(".jsonl")
@@ -111,7 +113,7 @@ def read_problems(path: str | Path | None, task: Task, limit: int | None = None)
         name = row.get("id", row.get("unique_id"))
         if name is None:
             name = f"{stem}-{number}"
-        problem = {**row, "id": name, "question": row[task.text]}
+        problem = {**row, "id": name, "question": row[field]}
         if task.puzzle:
             problem["header"] = table_header(row)
         problems.append(problem)
@@ -125,9 +127,9 @@ def wrong_with_problem(row: dict, task: Task) -> str | None:
     """What is wrong with a row of a problem file, or None."""
     if not isinstance(row.get("id", ""), (str, int, type(None))):
         return "`id` must be a text or a number"
-    question = row[task.text]
+    question = row[task.question_field]
     if not isinstance(question, str) or not question.strip():
-        return f"`{task.text}` must be a text, found {question!r}"
+        return f"`{task.question_field}` must be a text, found {question!r}"
     if not task.puzzle:
         return None
     header = table_header(row)
@@ -151,17 +153,24 @@ def unlabeled(problem: dict) -> dict:
 
 def gold_answer(problem: dict, task: str) -> str | None:
     """The normalized gold answer of a problem as its publisher ships it; None without one."""
-    answer, solution = problem.get("answer"), problem.get("solution")
     if task == "zebralogic":
-        return gold_table(solution)
-    if task == "math":
-        if answer is None:  # the benchmark's own rule: the last box alone
-            boxes = boxed_answers(str(solution or "")) or [""]
-            answer = boxes[-1]
-        return extract_answer(rf"\boxed{{{answer}}}", task)
-    if answer is None:
+        return normalize_gold(problem.get("solution"), task)
+    answer = problem.get("answer")
+    if task == "math" and answer is None:  # the benchmark's own rule: the last box alone
+        boxes = boxed_answers(str(problem.get("solution") or "")) or [""]
+        answer = boxes[-1]
+    return normalize_gold(answer, task)
+
+
+def normalize_gold(gold: Any, task: str) -> str | None:
+    """A gold answer, in the spelling that `extract_answer` gives to a response's."""
+    if gold is None:
         return None
-    return extract_answer(str(answer), task) or extract_answer(f"#### {answer}", task)
+    if task == "zebralogic":
+        return gold_table(gold)
+    if task == "math":
+        return extract_answer(rf"\boxed{{{gold}}}", task)
+    return extract_answer(str(gold), task) or extract_answer(f"#### {gold}", task)
 
 
 def read_golds(

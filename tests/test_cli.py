@@ -83,7 +83,7 @@ def test_an_unknown_option_is_one_line_in_every_script(script, error_of, argv, n
     (["--max-new-tokens", "0"], "--max-new-tokens: '0'"),
     (["--k", "0"], "--k: '0'"),
     (["--temperature", "-1"], "--temperature: '-1'"),
-    (["--max-num-seqs", "0"], "--max-num-seqs/--rows: '0'"),
+    (["--max-num-seqs", "0"], "--max-num-seqs: '0'"),
     (["--seed", "-1"], "--seed: '-1'"),
     (["--limit", "0"], "--limit: '0'"),
     (["--chat", "klingon"], "--chat: invalid choice: 'klingon'"),

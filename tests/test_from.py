@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, TOY, delete, run, snapshot, stage_files
+from conftest import SMALL, TOY, delete, run, snapshot, stage_files, train_args
 
 import common.runs
 import train
 from common.files import read_json
-from common.runs import STAGES
+from common.runs import STAGES, portable
 
 ROUND = ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "reference.jsonl", "log.jsonl",
          "model", "eval_responses.jsonl"]
@@ -60,7 +60,27 @@ def test_exactly_the_stages_that_agree_are_taken_over(finished, tmp_path, capsys
     for name, content in stage_files(folder).items():
         assert content == stage_files(finished)[name]
     names = ", ".join(expected) or "nothing"
-    assert f"{folder}: taken over from {finished}: {names}\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{folder}: taken over from {finished}: {names}" in shown
+    option = change[0].removeprefix("--").replace("-", "_") if change else ""
+    stopped = option not in ("", "rounds", "max_num_seqs")
+    assert (f" was made with {option} " in shown) == stopped
+
+
+@pytest.mark.parametrize("last", ["M1/responses.jsonl", "M1/model", "M2/pairs.jsonl"])
+def test_a_stage_as_the_source_is_the_last_that_is_taken_over(finished, tmp_path, last):
+    """What a fork needs whose other code makes other pairs of the same responses."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train", lambda args, run: None)
+        run(train, *SMALL, "--from", finished / last, "--out", folder)
+    found = [path.relative_to(folder).as_posix() for path in folder.glob("M*/*")]
+    assert sorted(found) == sorted(up_to(last))
+
+
+def test_a_copy_of_the_project_ships_the_same_files():
+    assert portable(vars(train_args()))["model"] == "tasks/toy/model"
+    assert portable(vars(train_args("--model", "/data/m")))["model"] == "/data/m"
 
 
 @pytest.mark.parametrize("change", [

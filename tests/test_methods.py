@@ -155,7 +155,7 @@ def test_lmsi_needs_a_clear_vote():
     for responses in (["#### 1", "#### 1", "#### 2", "none"], ["none"] * 4):
         row = row_of(responses)
         reason = reason_for_no_pair(make_pair, row, "--method", "lmsi", tau=0.75)
-        assert reason == "below tau"
+        assert reason == "without any answer"
 
 
 def test_lmsi_has_the_target_that_scpo_chooses():

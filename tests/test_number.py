@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tasks.gsm8k.number import first_number, normalize_number
-from vote import MOST_MARKS, extract_answer
+from vote import MAX_MARKS, extract_answer
 
 
 @pytest.mark.parametrize("text, answer", [
@@ -56,7 +56,7 @@ def test_number_of_a_response(text, answer):
 
 def test_a_number_is_looked_for_in_exactly_the_last_marks():
     """The number stands in the tenth mark from the end, then in the eleventh."""
-    assert MOST_MARKS == 10
+    assert MAX_MARKS == 10
     text = "#### 7\n"
     assert extract_answer(text + "#### none\n" * 9, "gsm8k") == "7"
     assert extract_answer(text + "#### none\n" * 10, "gsm8k") is None

@@ -1,6 +1,7 @@
 """Problems: read from files, answered as text, and new ones that a model writes."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 
@@ -11,11 +12,13 @@ from sample import Response, SamplingParams, answer_problems, write_problems
 from tasks.chat import ChatTokenizer
 from tasks.task import Task, read_problems, unlabeled
 
-TASK = Task(name="toy", prompt="Q: {question}\nA:", chat="{question}", example="Q: {question}\n",
-            new_problem="{examples}Q:", defaults={}, runs_on=True)
-PUZZLES = Task(name="zebralogic", prompt="{question}\n{skeleton}", chat="{question}\n{skeleton}",
-               example='"""{question}"""', new_problem="{examples} {attributes}", defaults={},
-               text="puzzle", examples=1, puzzle=True)
+TASK = Task(name="toy", prompt="Q: {question}\nA:", chat_prompt="{question}",
+            example_template="Q: {question}\n", writer_template="{examples}Q:", defaults={},
+            runs_on=True)
+PUZZLES = Task(name="zebralogic", prompt="{question}\n{skeleton}",
+               chat_prompt="{question}\n{skeleton}", example_template='"""{question}"""',
+               writer_template="{examples} {attributes}", defaults={}, question_field="puzzle",
+               n_examples=1, puzzle=True)
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=8)
 WRITER = Namespace(context_length=10**6)  # of the model only its context is looked at
 GIVEN = [{"question": f"Tom has {n} apples?"} for n in range(6)]
@@ -198,8 +201,7 @@ def test_one_example_does_not_make_a_task_of_puzzles(tokenizer, monkeypatch):
     """Its new problem is one line, and nothing asks for a table."""
     script = Script(tokenizer, [(" Ann buys 3?", True)])
     monkeypatch.setattr(sample, "generate", script)
-    one_example = Task(name="toy", prompt=TASK.prompt, chat=TASK.chat, example=TASK.example,
-                       new_problem=TASK.new_problem, defaults={}, examples=1)
+    one_example = replace(TASK, n_examples=1)
     given = [{"question": "Tom has\n3 apples?"}]
     kept, _ = write_problems(WRITER, tokenizer, one_example, given, 1, PARAMS, seed=[0], name="n")
     assert kept == [{"id": "n-0", "question": "Ann buys 3?"}]

@@ -121,7 +121,7 @@ def test_responses_without_an_answer_count_in_k():
 
 
 def test_nobody_answered_is_below_every_threshold():
-    assert reason_for_no_pair([None] * 8, tau=0.1) == "below tau"
+    assert reason_for_no_pair([None] * 8, tau=0.1) == "without any answer"
 
 
 # --------------------------------------------------------------------------------------------

@@ -48,21 +48,6 @@ def test_help_names_every_option_with_its_reason_and_default(script, monkeypatch
             assert "".join(f"(default: {action.default})".split()) in shown
 
 
-@pytest.mark.parametrize("old, new", [
-    (["--supervision", "coin"], ["--method", "coin"]),
-    (["--no-weight"], ["--unweighted"]),
-    (["--choose", "votes"], ["--select", "votes"]),
-    (["--rows", "7"], ["--max-num-seqs", "7"]),
-    (["--micro-batch", "3"], ["--micro-batch-size", "3"]),
-    (["--clip", "0.3"], ["--max-grad-norm", "0.3"]),
-    (["--warmup", "0.3"], ["--warmup-ratio", "0.3"]),
-    (["--recompute"], ["--activation-checkpointing"]),
-    (["--checkpoint-every", "3"], ["--save-every", "3"]),
-], ids=lambda argv: argv[0])
-def test_old_spellings_mean_the_same(old, new):
-    assert train_args(*old) == train_args(*new) != train_args()
-
-
 def test_defaults_are_those_of_the_task_and_what_is_given_goes_before_them():
     args = train_args("--task", "gsm8k")
     defaults = Task.load("gsm8k").defaults

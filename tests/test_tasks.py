@@ -28,8 +28,8 @@ def problems_of(tmp_path: Path, task: str, *rows: dict) -> list[dict]:
 # task.json
 
 FIELDS = {
-    "prompt": "{question}", "chat": "{question}", "example": "Q: {question}\n",
-    "new_problem": "{examples}Q:",
+    "prompt": "{question}", "chat_prompt": "{question}", "example_template": "Q: {question}\n",
+    "writer_template": "{examples}Q:",
     "defaults": {"k": 8, "tau": 0.5, "temperature": 0.7, "top_p": 0.9, "new_problems": 0,
                  "beta": 0.5, "alpha": 1.0, "lr": 5e-6, "epochs": 1, "batch_size": 16,
                  "max_new_tokens": 512},
@@ -53,7 +53,8 @@ def gsm8k(tmp_path, monkeypatch):
 
 def test_what_a_task_does_not_say_has_a_default(gsm8k):
     task = gsm8k()
-    assert (task.name, task.text, task.examples, task.puzzle) == ("gsm8k", "question", 4, False)
+    assert (task.name, task.question_field) == ("gsm8k", "question")
+    assert (task.n_examples, task.puzzle) == (4, False)
     assert task.runs_on is False
 
 
@@ -63,21 +64,21 @@ def test_a_text_may_be_given_as_its_lines(gsm8k):
 
 def test_one_example_does_not_make_a_puzzle(gsm8k):
     """Its examples are shown in one line each, and its prompt has no table to fill in."""
-    task = gsm8k(examples=1, prompt="{question} {skeleton}")
-    assert task.examples == 1 and not task.puzzle
+    task = gsm8k(n_examples=1, prompt="{question} {skeleton}")
+    assert task.n_examples == 1 and not task.puzzle
     assert task.writer_prompt([{"question": "Tom has\n3 apples?"}]) == "Q: Tom has 3 apples?\nQ:"
     problem = {"question": "How many?"}  # without the size of a table
-    assert task.prompt_for(problem, chat=False) == "How many? {skeleton}"
+    assert task.prompt_for(problem, is_chat=False) == "How many? {skeleton}"
 
 
 def test_a_puzzle_says_that_it_is_one(gsm8k, tmp_path):
     """Whatever number of examples is shown: it has a table, and keeps its line breaks."""
-    task = gsm8k(puzzle=True, prompt="{question} {skeleton}", text="puzzle")
-    assert task.examples == 4 and task.puzzle
+    task = gsm8k(puzzle=True, prompt="{question} {skeleton}", question_field="puzzle")
+    assert task.n_examples == 4 and task.puzzle
     assert task.writer_prompt([{"question": "Two\nhouses"}]) == "Q: Two\nhouses\nQ:"
     write_jsonl(tmp_path / "p.jsonl", [PUZZLE])
     [problem] = read_problems(tmp_path / "p.jsonl", task)
-    assert '"Drink": "___"' in task.prompt_for(problem, chat=False)
+    assert '"Drink": "___"' in task.prompt_for(problem, is_chat=False)
     write_jsonl(tmp_path / "p.jsonl", [{"puzzle": "no table"}])
     with pytest.raises(InputError, match="a puzzle needs the `size`"):
         read_problems(tmp_path / "p.jsonl", task)
@@ -87,8 +88,8 @@ def test_a_puzzle_says_that_it_is_one(gsm8k, tmp_path):
     ({"prompt": None}, "`prompt` is missing"),
     ({"puzle": True}, "`puzle` is no field of a task"),
     ({"prompt": 3}, "`prompt` must be a JSON str"),
-    ({"examples": "1"}, "`examples` must be a JSON int"),
-    ({"examples": True}, "`examples` must be a JSON int"),
+    ({"n_examples": "1"}, "`n_examples` must be a JSON int"),
+    ({"n_examples": True}, "`n_examples` must be a JSON int"),
     ({"puzzle": 1}, "`puzzle` must be a JSON bool"),
     ({"runs_on": "yes"}, "`runs_on` must be a JSON bool"),
     ({"defaults": {"k": 8}}, "`defaults` has no tau, temperature, top_p, new_problems, beta"),

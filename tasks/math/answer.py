@@ -5,7 +5,7 @@ import re
 
 from tasks.math.formula import LONGEST_FORMULA, normalize_formula
 
-MOST_BOXES = 8  # the last ones
+MAX_BOXES = 8  # the last ones
 LONGEST_TAIL = 10_000  # characters at a response's end, in which a stated answer is looked for
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*+(?=\{|[-+]?\.?\d)")
 # Between the boxes of one list: `\boxed{1} and \boxed{2}`, `x = \boxed{1}, y = \boxed{2}`.
@@ -53,7 +53,7 @@ def boxed_answers(text: str) -> list[str] | None:
     None without a box; empty if the last never closes. A box with the form to fill in is none. An
     explicit "final answer is" behind the last box counts instead of it.
     """
-    boxes = [box(text, match) for match in list(BOX.finditer(text))[-MOST_BOXES:]]
+    boxes = [box(text, match) for match in list(BOX.finditer(text))[-MAX_BOXES:]]
     if boxes and boxes[-1][0] is None:
         return []
     boxes = [found for found in boxes if found[0] is not None and not FORM.fullmatch(found[0])]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.checks import check_lengths
-from common.cli import ArgumentParser, InputError, file_name, run_script
+from common.cli import ArgumentParser, InputError, path, run_script
 from common.files import check_out, read_responses, write_new
 from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args
@@ -143,6 +143,16 @@ def is_correct(answer: str | None, gold: str, task: str) -> float:
     return float(answer == gold)
 
 
+def warn_of_collapse(rows: list[dict], task: str) -> None:
+    """A model that answers everything alike agrees with itself best of all."""
+    answers = {answer for row in rows for answer in response_answers(row, task)}
+    if not any(any(row["ended"]) for row in rows):
+        print("WARNING: every response was cut off; raise --max-new-tokens, or lower --lr")
+    elif len(answers) == 1 and len(rows) > 1:
+        print(f"WARNING: every response to every problem has the answer {answers.pop()}: the "
+              "model has collapsed, or the answers are not understood; lower --lr")
+
+
 # --------------------------------------------------------------------------------------------
 # As a script
 
@@ -186,8 +196,8 @@ def percent(value: float | None, standard_error: float | None = None) -> str:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser)
-    parser.add_argument("--responses", type=file_name, help="score this file instead of a model")
-    parser.add_argument("--out", type=file_name,
+    parser.add_argument("--responses", type=path, help="score this file instead of a model")
+    parser.add_argument("--out", type=path,
         help="keep the responses of a model here; must not exist yet")
     args = parse_args(parser, problems="test")
     if args.responses:

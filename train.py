@@ -36,27 +36,28 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from common.checks import check_inputs, fits_context
-from common.cli import (ArgumentParser, InputError, file_name, file_or_none, integer, printable,
+from common.cli import (ArgumentParser, InputError, path, path_or_none, integer, printable,
                         real, run_script)
 from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
                                 progress_bar, split, world_size)
 from common.files import remove, write_json
 from common.journal import Journal
-from common.options import add_sampling_options, load_checkpoint, parse_args, usable_device
+from common.options import (add_sampling_options, add_training_options, load_checkpoint,
+                            parse_args, usable_device)
 from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import SELECTIONS, best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, checkpoints, free_memory, load_for_training,
-                             restore_checkpoint, save_checkpoint, save_model)
-from eval import evaluate_checkpoint, score, table
+from common.training import (caught_signals, check_metrics, free_memory, load_for_training,
+                             restore_checkpoint, save_checkpoint, save_model, summary)
+from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
 from scpo import (METHODS, EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
                   most_consistent, pair_logps, pair_metrics, pair_weight, reward_pair, scpo_pair,
                   sequences)
 from tasks.task import Task, read_golds, read_problems, unlabeled
-from vote import count_votes, response_answers, show_votes, ended_flags
+from vote import (count_votes, ended_flags, response_answers, show_pair, show_votes)
 
 # Random numbers come from (seed, round, what for): no two uses share any.
 WRITING, ANSWERING, SHUFFLING = 1, 2, 3
@@ -91,8 +92,7 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
     if args.method == "reward":
         rewards = run.stage(f"M{t}/rewards.jsonl", make_rewards, responses, args, t, of=problems)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
-        leftovers = ("reference.jsonl", "log.jsonl", *OF_TRAINING)
-        on_main(remove, folder, *leftovers)
+        on_main(remove, folder, "reference.jsonl", "log.jsonl", *OF_TRAINING)
     pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
     train_model(source, pairs, args, run, t)
 
@@ -108,24 +108,20 @@ def make_problems(source: Path, args: Namespace, folder: Path, t: int) -> list[d
     fits, count = fits_context(source, task, args), per_round(args.new_problems, t)
     given = [unlabeled(problem) for problem in everything if fits(problem)]
     if len(given) < len(everything):
-        print(f"M{t} problems: {len(everything) - len(given)} of {len(everything)} given ones are "
-              "left out, too long for the model's context")
+        print(f"M{t} problems: {len(everything) - len(given)} given ones are left out, too long")
     if not given:
-        raise InputError(f"{args.problems}: no problem fits into the model's context; lower "
-                         "--max-new-tokens")
+        raise InputError(f"{args.problems}: all problems are too long; lower --max-new-tokens")
     if count == 0:
         print(f"M{t} problems: {len(given)} given, none written")
         return given
-    test_questions = []
-    if args.test:
-        test_questions = [problem["question"] for problem in read_problems(args.test, task)]
+    tests = read_problems(args.test, task) if args.test else []
+    known = [problem["question"] for problem in tests]
     chat = "auto" if args.writer else args.chat
     writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype)
     journal = Journal(folder / "problems.jsonl", args.writer or source, args)
     new, dropped = write_problems(
         writer, tokenizer, task, given, count, SamplingParams.from_args(args),
-        seed=[args.seed, t, WRITING], known=test_questions, fits=fits, journal=journal,
-        name=f"M{t}-new")
+        seed=[args.seed, t, WRITING], known=known, fits=fits, journal=journal, name=f"M{t}-new")
     reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
     print(f"M{t} problems: {len(given)} given, {len(new)} of {count} written and kept; "
           f"dropped: {reasons}")
@@ -166,16 +162,6 @@ def make_responses(
     return rows
 
 
-def warn_of_collapse(rows: list[dict], task: str) -> None:
-    """A model that answers everything alike agrees with itself best of all."""
-    answers = {answer for row in rows for answer in response_answers(row, task)}
-    if not any(any(row["ended"]) for row in rows):
-        print("WARNING: every response was cut off; raise --max-new-tokens, or lower --lr")
-    elif len(answers) == 1 and len(rows) > 1:
-        print(f"WARNING: every response to every problem has the answer {answers.pop()}: the "
-              "model has collapsed, or the answers are not understood; lower --lr")
-
-
 # --------------------------------------------------------------------------------------------
 # Steps 3, 4 and 5: votes, pairs and their weights
 
@@ -205,15 +191,6 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
     for pair in pairs[:2]:
         print(show_pair(pair))
     return pairs
-
-
-def show_pair(pair: dict) -> str:
-    lines = [f"    w {pair['weight']:.2f}"]
-    for side in ("chosen", "rejected"):
-        if pair[side] is not None:
-            text = printable(" ".join(pair[side].split()))
-            lines.append(f"      {side}, {pair[f'votes_{side}']} votes: {text}")
-    return "\n".join(lines)
 
 
 def make_pair(
@@ -377,39 +354,12 @@ def make_reference(
     return [{"id": pair["id"], **found[i]} for i, pair in enumerate(pairs)]
 
 
-def check_metrics(
-    metrics: dict[str, float], batch: list[EncodedPair], step: int, folder: Path
-) -> None:
-    """Raises InputError before a step that would make the weights NaN."""
-    wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if wrong:
-        ids = ", ".join(str(pair.id) for pair in batch)
-        kept = ", ".join(map(str, checkpoints(folder)[-1:])) or "no checkpoint yet"
-        raise InputError(f"{folder}: step {step} of the training is not finite ({wrong[0]}) on the "
-                         f"pairs {ids}; lower --lr or look at them; what is kept: {kept}")
-
-
 def learning_rate(step: int, n_steps: int, warmup_ratio: float, peak: float) -> float:
     """A linear rise over the first share of the steps, then half a cosine to 0; steps from 0."""
     n_warmup = math.ceil(warmup_ratio * n_steps)
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
-
-
-def summary(log: list[dict]) -> str:
-    """Means over the first and the last epoch, which hold the same pairs."""
-    shown = []
-    for name in ("loss", "chosen_logp", "rejected_logp"):
-        if name not in log[0]:  # nothing is rejected
-            continue
-        means = []
-        for epoch in (0, log[-1]["epoch"]):
-            lines = [line for line in log if line["epoch"] == epoch]
-            n_pairs = sum(line["pairs"] for line in lines)
-            means.append(sum(line[name] * line["pairs"] for line in lines) / n_pairs)
-        shown.append(f"{name} {means[0]:.3f} → {means[1]:.3f}")
-    return f"{len(log)} steps; mean of the first → the last epoch: {', '.join(shown)}"
 
 
 # --------------------------------------------------------------------------------------------
@@ -429,8 +379,8 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
         print(table({f"M{t}": result}))
         warn_of_collapse(rows, args.task)
         for row in rows[:2]:
-            question, greedy = (printable(" ".join(row[x].split())) for x in ("question", "greedy"))
-            print(f"    {question}\n      greedy: {greedy}   (gold {row['gold']})")
+            print(f"    {printable(row['question'])}\n      greedy: {printable(row['greedy'])}   "
+                  f"(gold {row['gold']})")
     run.stop_after(f"M{t}/eval.json")
 
 
@@ -441,23 +391,21 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
 def options() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser, least_k=2)
+    add_training_options(parser)
     add = parser.add_argument
-    positive = real(lambda value: 0 < value <= 10_000, "must be above 0 and at most 10,000")
-    not_negative = real(lambda value: value >= 0, "must not be negative")
     share = real(lambda value: 0 < value <= 1, "must be above 0 and at most 1 (0.5 is 4 of 8)")
-    ratio = real(lambda value: 0 <= value <= 1, "must be from 0 to 1")
-    methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
-    selections = "; ".join(f"{name}: {meaning}" for name, meaning in SELECTIONS.items())
-    add("--test", type=file_or_none,
+    methods = "; ".join(map(": ".join, METHODS.items()))
+    selections = "; ".join(map(": ".join, SELECTIONS.items()))
+    add("--test", type=path_or_none,
         help="problems with answers, for the evaluation alone; '' for none")
     add("--no-eval", action="store_true", help="skip the evaluation")
-    add("--dev", type=file_or_none,
+    add("--dev", type=path_or_none,
         help="problems to select an epoch by; answers are read only for --select dev")
-    add("--answers", type=file_or_none,
+    add("--answers", type=path_or_none,
         help="problems with answers, for gold and semi if --problems has none")
-    add("--out", type=file_name,
+    add("--out", type=path,
         help="folder of the run, runs/TASK if not given; a run that is there goes on")
-    add("--from", type=file_or_none,
+    add("--from", type=path_or_none,
         help="a run whose stages are taken over, as far as the options agree; or one stage of it, "
         "as runs/toy/M1/responses.jsonl, to take over no later one")
     add("--until", help="the last stage to make, as M1/responses or M2/model")
@@ -469,31 +417,15 @@ def options() -> ArgumentParser:
     add("--extra-temperature", type=real(lambda value: value >= 0.001, "must be at least 0.001"),
         default=1.2, help="of the extra responses (paper: 1.2)")
     add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
-    add("--writer", type=file_or_none,
+    add("--writer", type=path_or_none,
         help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
         "Llama-3 Instruct 8B)")
     add("--method", choices=METHODS, default="scpo", help=methods)
-    add("--reward-model", type=file_name,
+    add("--reward-model", type=path,
         help="checkpoint folder in ArmoRM's layout, for --method reward")
     add("--unweighted", action="store_true", help="w(x) = 1 (paper, Table 4)")
-    add("--beta", type=positive, help="how strongly M_t is held to M_{t-1}: a larger one "
-        "stays closer (paper: 0.5)")
-    add("--alpha", type=not_negative, help="weight of the NLL term, which holds the chosen "
-        "log-prob up (paper: 1)")
-    add("--lr", type=positive, help="peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
-    add("--warmup-ratio", type=ratio, default=0.05, help="share of the steps in which "
-        "the learning rate rises")
-    add("--epochs", type=integer(1), help="passes over a round's pairs (paper: up to 10)")
     add("--select", choices=SELECTIONS, default="last", help="which epoch's model "
         f"becomes M_t; {selections}")
-    add("--batch-size", type=integer(1), help="pairs per optimizer step (paper: 16)")
-    add("--micro-batch-size", type=integer(1), default=8, help="pairs in memory "
-        "at once; their gradients add up to the batch's")
-    add("--max-grad-norm", type=positive, default=1.0, help="gradients are clipped to it")
-    add("--activation-checkpointing", action="store_true", help="compute each "
-        "block again in the backward pass: a third more time, a fraction of the memory")
-    add("--save-every", type=integer(1), default=200, help="optimizer steps "
-        "between two checkpoints")
     add("--dry-run", action="store_true", help="print what memory a round will take, and stop")
     return parser
 

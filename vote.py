@@ -157,6 +157,15 @@ def show_votes(row: dict, task: str) -> str:
     return "\n".join(lines)
 
 
+def show_pair(pair: dict) -> str:
+    lines = [f"    w {pair['weight']:.2f}"]
+    for side in ("chosen", "rejected"):
+        if pair[side] is not None:
+            text = printable(" ".join(pair[side].split()))
+            lines.append(f"      {side}, {pair[f'votes_{side}']} votes: {text}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument

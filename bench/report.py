@@ -24,8 +24,7 @@ from bench.study import SETTINGS
 from common.cli import ArgumentParser, InputError, run_script
 from common.files import read_json, read_jsonl, write_json, write_text
 from eval import percent, table
-from train import show_pair
-from vote import show_votes
+from vote import show_pair, show_votes
 
 RESULTS = ROOT / "bench/results"
 FIGURES = ROOT / "bench/figures"

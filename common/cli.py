@@ -60,16 +60,16 @@ def integer(least: int, rule: str = "") -> Callable[[str], int]:
     return parse
 
 
-def file_name(text: str) -> str:
+def path(text: str) -> str:
     """A type for `add_argument`: the name of a file or a folder."""
     if not text.strip() or not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r}: must be the name of a file or a folder")
     return text
 
 
-def file_or_none(text: str) -> str | None:
+def path_or_none(text: str) -> str | None:
     """The same, but '' is none."""
-    return file_name(text) if text else None
+    return path(text) if text else None
 
 
 def real(accept: Callable[[float], bool], rule: str) -> Callable[[str], float]:

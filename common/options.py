@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from common.cli import ArgumentParser, InputError, file_name, integer, real
+from common.cli import ArgumentParser, InputError, path, integer, real
 from model import Llama, PreTrained
 from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
 from tasks.task import Task, task_names
@@ -22,8 +22,8 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
     """The options of sample.py, eval.py and train.py. Those without a default are the task's."""
     add = parser.add_argument
     add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
-    add("--model", type=file_name, help="checkpoint folder in Hugging Face's Llama layout")
-    add("--problems", type=file_name, help="JSON lines as the task's publisher ships them")
+    add("--model", type=path, help="checkpoint folder in Hugging Face's Llama layout")
+    add("--problems", type=path, help="JSON lines as the task's publisher ships them")
     add("--k", type=integer(least_k), help="responses per problem")
     add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),
         help="divides the logits; 0 is greedy (paper: 0.7)")
@@ -38,6 +38,28 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
         help="prompt format; auto reads it off the checkpoint's files")
     add("--device", default="auto", help="auto, cpu, cuda, mps …")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+
+
+def add_training_options(parser: Parser) -> None:
+    """How the weights are made. Those without a default are the task's."""
+    add = parser.add_argument
+    positive = real(lambda v: 0 < v <= 10_000, "must be above 0 and at most 10,000")
+    add("--beta", type=positive,
+        help="how strongly M_t is held to M_{t-1}: a larger one stays closer (paper: 0.5)")
+    add("--alpha", type=real(lambda v: v >= 0, "must not be negative"),
+        help="weight of the NLL term, which holds the chosen log-prob up (paper: 1)")
+    add("--lr", type=positive, help="peak learning rate, cosine to 0 (paper: 5e-6 for 8B)")
+    add("--warmup-ratio", type=real(lambda v: 0 <= v <= 1, "must be from 0 to 1"), default=0.05,
+        help="share of the steps in which the learning rate rises")
+    add("--epochs", type=integer(1), help="passes over a round's pairs (paper: up to 10)")
+    add("--batch-size", type=integer(1), help="pairs per optimizer step (paper: 16)")
+    add("--micro-batch-size", type=integer(1), default=8,
+        help="pairs in memory at once; their gradients add up to the batch's")
+    add("--max-grad-norm", type=positive, default=1.0, help="gradients are clipped to it")
+    add("--activation-checkpointing", action="store_true", help="compute each block again in "
+        "the backward pass: a third more time, a fraction of the memory")
+    add("--save-every", type=integer(1), default=200, help="optimizer steps between two "
+        "checkpoints")
 
 
 def parse_args(

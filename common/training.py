@@ -1,6 +1,7 @@
 """Around the training loop: sharding with FSDP, checkpoints, whole model folders, signals."""
 
 import gc
+import math
 import os
 import shutil
 import signal
@@ -15,10 +16,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.optim import Optimizer
 
 from common.checkpoint import read_into, write_tensors
+from common.cli import InputError
 from common.distributed import on_main, world_size
 from common.files import read_jsonl, remove, write_jsonl
 from common.options import usable_device
 from model import Llama
+from scpo import EncodedPair
 from tasks.chat import ChatTokenizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -125,6 +128,33 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for path in folder.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # on the disk before the folder gets its name
+
+
+def check_metrics(
+    metrics: dict[str, float], batch: list[EncodedPair], step: int, folder: Path
+) -> None:
+    """Raises InputError before a step that would make the weights NaN."""
+    wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        ids = ", ".join(str(pair.id) for pair in batch)
+        kept = ", ".join(map(str, checkpoints(folder)[-1:])) or "no checkpoint yet"
+        raise InputError(f"{folder}: step {step} of the training is not finite ({wrong[0]}) on the "
+                         f"pairs {ids}; lower --lr or look at them; what is kept: {kept}")
+
+
+def summary(log: list[dict]) -> str:
+    """Means over the first and the last epoch, which hold the same pairs."""
+    shown = []
+    for name in ("loss", "chosen_logp", "rejected_logp"):
+        if name not in log[0]:  # nothing is rejected
+            continue
+        means = []
+        for epoch in (0, log[-1]["epoch"]):
+            lines = [line for line in log if line["epoch"] == epoch]
+            n_pairs = sum(line["pairs"] for line in lines)
+            means.append(sum(line[name] * line["pairs"] for line in lines) / n_pairs)
+        shown.append(f"{name} {means[0]:.3f} → {means[1]:.3f}")
+    return f"{len(log)} steps; mean of the first → the last epoch: {', '.join(shown)}"
 
 
 @contextmanager

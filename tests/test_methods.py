@@ -152,10 +152,12 @@ def test_lmsi_rejects_nothing_and_has_weight_one():
 
 
 def test_lmsi_needs_a_clear_vote():
-    for responses in (["#### 1", "#### 1", "#### 2", "none"], ["none"] * 4):
-        row = row_of(responses)
-        reason = reason_for_no_pair(make_pair, row, "--method", "lmsi", tau=0.75)
-        assert reason == "without any answer"
+    for responses, expected in (
+        (["#### 1", "#### 1", "#### 2", "none"], "below tau"),
+        (["none"] * 4, "without any answer"),
+    ):
+        reason = reason_for_no_pair(make_pair, row_of(responses), "--method", "lmsi", tau=0.75)
+        assert reason == expected
 
 
 def test_lmsi_has_the_target_that_scpo_chooses():

@@ -13,7 +13,7 @@ import model as model_file
 import train
 from common.distributed import init_distributed
 from common.files import read_jsonl
-from common.training import load_for_training
+from common.training import load_for_training, summary
 from model import Llama, collate, token_logps
 from scpo import EncodedPair, encode_pair, pair_logps, sequences
 from tasks.chat import ChatTokenizer
@@ -251,7 +251,7 @@ def test_the_summary_compares_the_first_epoch_with_the_last():
         for n_pairs, loss in zip((3, 1), losses):
             step = {"epoch": epoch, "pairs": n_pairs, "loss": loss}
             log.append({**step, "chosen_logp": -loss, "rejected_logp": -10 * loss})
-    assert train.summary(log) == (
+    assert summary(log) == (
         "6 steps; mean of the first → the last epoch: loss 2.000 → 2.500, "
         "chosen_logp -2.000 → -2.500, rejected_logp -20.000 → -25.000"
     )

@@ -4,8 +4,9 @@
     python eval.py --model DIR --task gsm8k --problems test.jsonl --out m0.jsonl
     python eval.py --responses runs/toy/M2/eval_responses.jsonl
 
-A file of responses made elsewhere needs `id` and `responses` (k texts) in each line; `gold` for
-accuracy; and `greedy`, one text, for greedy accuracy. bench/analyse.py compares two such files.
+A file of responses made elsewhere needs `id` and `responses` (k texts) in each
+line; `gold` for accuracy; and `greedy`, one text, for greedy accuracy.
+bench/analyse.py compares two such files.
 """
 
 import json
@@ -74,9 +75,10 @@ def evaluate(
 def score(rows: list[dict], task: str) -> dict:
     """Means over the problems, from 0 to 1, and standard errors of the accuracies.
 
-    Accuracies are over the `graded` problems, whose gold answer can be read; None stands where
-    there are none, or no greedy response. Puzzles have four greedy scores: whole puzzles, easy and
-    hard ones, and cells (all are wrong in a response without an answer).
+    Accuracies are over the `graded` problems, whose gold answer can be read; None
+    stands where there are none, or no greedy response. Puzzles have four greedy
+    scores: whole puzzles, easy and hard ones, and cells (all are wrong in a
+    response without an answer).
     """
     scores = [score_row(row, task) for row in rows]
     graded = sum(row_scores["self_consistency"] is not None for row_scores in scores)
@@ -125,8 +127,9 @@ def score_row(row: dict, task: str) -> dict:
 def majority_vote(answers: Sequence[str | None], rng: random.Random) -> tuple[str | None, int]:
     """The most frequent answer and its votes; a tie is drawn; (None, 0) if there is no answer.
 
-    Not a function of scpo.py: a change of the method must not move the scale that measures it.
-    (It shares the extractors and the sampling with the method, and changing those does move it.)
+    Not a function of scpo.py: a change of the method must not move the scale that
+    measures it. (It shares the extractors and the sampling with the method, and
+    changing those does move it.)
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:

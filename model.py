@@ -1,8 +1,9 @@
 """Llama 2, 3, 3.1 and 3.2: the forward pass, its key/value cache, Hugging Face checkpoints.
 
-Parameters have the names and the layout of a Hugging Face checkpoint, so nothing is converted when
-one is loaded. See Llama 2 (arXiv 2307.09288), Llama 3 (2407.21783), RoPE (2104.09864), grouped
-queries (2305.13245), SwiGLU (2002.05202), RMSNorm (1910.07467).
+Parameters have the names and the layout of a Hugging Face checkpoint, so nothing is
+converted when one is loaded. See Llama 2 (arXiv 2307.09288), Llama 3 (2407.21783),
+RoPE (2104.09864), grouped queries (2305.13245), SwiGLU (2002.05202), RMSNorm
+(1910.07467).
 
 In the comments on shapes
     B  rows of the batch     T  tokens of this call     S  cached tokens and those of this call
@@ -143,8 +144,8 @@ class Attention(nn.Module):
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """q (B, n_heads, T, head_dim), k, v (B, n_kv_heads, S, head_dim), mask (B, 1, T, S) → as q.
 
-    PyTorch's fast kernels take a mask or grouped queries, but not both. So the queries of a group
-    are laid out as rows of one head.
+    PyTorch's fast kernels take a mask or grouped queries, but not both. So the
+    queries of a group are laid out as rows of one head.
     """
     group = q.shape[1] // k.shape[1]
     rows = q.reshape(*k.shape[:2], -1, q.shape[-1])  # (B, n_kv_heads, group · T, head_dim)
@@ -200,8 +201,9 @@ def rope_frequencies(config: Config, device: torch.device) -> Tensor:
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x (B, T, heads, head_dim) by cos, sin (B, T, 1, head_dim / 2).
 
-    Hugging Face pairs feature i with i + head_dim / 2, Meta's own files pair 2i with 2i + 1. The q
-    and k matrices were permuted on the way to Hugging Face, so nothing is permuted here.
+    Hugging Face pairs feature i with i + head_dim / 2, Meta's own files pair 2i
+    with 2i + 1. The q and k matrices were permuted on the way to Hugging Face, so
+    nothing is permuted here.
     """
     first, second = x.chunk(2, dim=-1)  # (B, T, heads, head_dim / 2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -210,8 +212,9 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens read so far: an argument of the forward pass.
 
-    Rows may hold different numbers of tokens, `lengths` (B,). A row's next token goes to its slot
-    `lengths[row]`; the slots from there on are never looked at, whatever they hold.
+    Rows may hold different numbers of tokens, `lengths` (B,). A row's next token
+    goes to its slot `lengths[row]`; the slots from there on are never looked at,
+    whatever they hold.
     """
 
     def __init__(
@@ -335,8 +338,9 @@ class Llama(PreTrained):
     def response_logps(self, tokens: Tensor, response_mask: Tensor) -> Tensor:
         """log p(response | prompt) of each row, in nats, summed over its tokens: (B,) fp32.
 
-        tokens, response_mask: (B, T). Only response tokens are projected to the vocabulary, and
-        the logits of LOGITS_CHUNK of them at most exist at once, in the backward pass too.
+        tokens, response_mask: (B, T). Only response tokens are projected to the
+        vocabulary, and the logits of LOGITS_CHUNK of them at most exist at once, in
+        the backward pass too.
         """
         row, position = response_mask.nonzero(as_tuple=True)  # (N,) each
         hidden = self.model(tokens)  # (B, T, hidden_size)
@@ -364,8 +368,8 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """(prompt, response) tokens → tokens (B, T), padded on the right, and response_mask (B, T).
 
-    The mask marks the response, its EOS included. It comes from the lengths, so the value of the
-    padding does not matter, not even if it is EOS.
+    The mask marks the response, its EOS included. It comes from the lengths, so the
+    value of the padding does not matter, not even if it is EOS.
     """
     tokens, masks = [], []
     for prompt, response in sequences:

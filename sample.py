@@ -4,10 +4,11 @@
     python sample.py --task gsm8k --model DIR --problems train.jsonl --k 8 --out responses.jsonl
     python vote.py responses.jsonl                                    # then look at the votes
 
-These are the steps 1 and 2 of scpo.py. `generate` reads each prompt once, shares its keys and
-values among the k rows that continue it, and drops rows as they end. The random numbers of a
-response depend on (seed, prompt, sample number, position) alone: up to the rounding of matrix
-products, a problem gets the same samples alone and among a thousand others.
+These are the steps 1 and 2 of scpo.py. `generate` reads each prompt once, shares
+its keys and values among the k rows that continue it, and drops rows as they end.
+The random numbers of a response depend on (seed, prompt, sample number, position)
+alone: up to the rounding of matrix products, a problem gets the same samples alone
+and among a thousand others.
 
 In the comments on shapes
     P  prompts of a batch     T  tokens of the longest one     R  rows: P · k, less those dropped
@@ -68,9 +69,17 @@ class Response:
 
 @torch.inference_mode()
 def generate(
-    model: Llama, prompts: list[list[int]], k: int, params: SamplingParams, *,
-    seed: Sequence[int], stop_ids: Sequence[int] = (), stop_fn: StopFn | None = None,
-    first_sample: int = 0, journal: Journal | None = None, desc: str = "",
+    model: Llama,
+    prompts: list[list[int]],
+    k: int,
+    params: SamplingParams,
+    *,
+    seed: Sequence[int],
+    stop_ids: Sequence[int] = (),
+    stop_fn: StopFn | None = None,
+    first_sample: int = 0,
+    journal: Journal | None = None,
+    desc: str = "",
 ) -> list[list[Response]]:
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
@@ -192,8 +201,8 @@ def decode(
 def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
     """One token per row, (R,), from logits (R, vocab_size) and uniforms (R,) in [0, 1).
 
-    Nucleus sampling (arXiv 1904.09751): only the fewest likeliest tokens that together have
-    probability top_p can be drawn. Temperature 0 is greedy.
+    Nucleus sampling (arXiv 1904.09751): only the fewest likeliest tokens that
+    together have probability top_p can be drawn. Temperature 0 is greedy.
     """
     if temperature == 0:
         tokens = logits.argmax(-1)  # of a NaN, if there is one
@@ -232,9 +241,17 @@ def sample_nucleus(probs: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -
 
 
 def answer_problems(
-    model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], k: int,
-    params: SamplingParams, *, seed: Sequence[int], first_sample: int = 0,
-    journal: Journal | None = None, desc: str = "",
+    model: Llama,
+    tokenizer: ChatTokenizer,
+    task: Task,
+    problems: list[dict],
+    k: int,
+    params: SamplingParams,
+    *,
+    seed: Sequence[int],
+    first_sample: int = 0,
+    journal: Journal | None = None,
+    desc: str = "",
 ) -> list[dict]:
     """k responses to each problem: lines of responses.jsonl. Gold answers are not looked at."""
     stops = NEXT_QUESTION if task.runs_on and not tokenizer.is_chat else ()
@@ -269,17 +286,26 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def write_problems(
-    model: Llama, tokenizer: ChatTokenizer, task: Task, problems: list[dict], count: int,
-    params: SamplingParams, *, seed: Sequence[int], known: Sequence[str] = (),
-    fits: Callable[[dict], bool] = lambda problem: True, journal: Journal | None = None,
+    model: Llama,
+    tokenizer: ChatTokenizer,
+    task: Task,
+    problems: list[dict],
+    count: int,
+    params: SamplingParams,
+    *,
+    seed: Sequence[int],
+    known: Sequence[str] = (),
+    fits: Callable[[dict], bool] = lambda problem: True,
+    journal: Journal | None = None,
     name: str = "new",
 ) -> tuple[list[dict], dict[str, int]]:
     """New problems in the style of `problems`, without answers (paper, section 2).
 
-    The model reads random ones as examples and writes another. A puzzle is rephrased from one: one
-    attribute gets new values, another is replaced. A new problem is dropped if it was cut off, is
-    malformed, is too long (not `fits`, or its examples do not), or repeats one of `problems`, of
-    the questions `known` or of the new ones.
+    The model reads random ones as examples and writes another. A puzzle is
+    rephrased from one: one attribute gets new values, another is replaced. A new
+    problem is dropped if it was cut off, is malformed, is too long (not `fits`, or
+    its examples do not), or repeats one of `problems`, of the questions `known` or
+    of the new ones.
 
     Returns the problems that are kept, and how many of the `count` were dropped for which reason.
     """

@@ -17,9 +17,9 @@ The threshold τ also filters the new problems: one without a consistent answer 
 
 with k responses to each problem and τ a number of votes; β holds M_t to M_{t-1}, α weighs the NLL.
 
-This file holds steps 4 to 6; train.py runs all six. Everything but the last section is pure
-functions of plain values. What the paper leaves open (ties, responses without an answer, problems
-on which all agree) is decided here, each in a comment.
+This file holds steps 4 to 6; train.py runs all six. Everything but the last section
+is pure functions of plain values. What the paper leaves open (ties, responses
+without an answer, problems on which all agree) is decided here, each in a comment.
 
 In the comments on shapes, B is the number of pairs.
 """
@@ -118,8 +118,8 @@ METHODS = {
 def gold_pair(answers: Answers, k: int, gold: str | None, rng: random.Random) -> tuple[int, int]:
     """IRPO with gold (arXiv 2404.19733): a random correct and a random wrong response.
 
-    A response without an answer is wrong too. An extra response, behind the first k, can only be
-    rejected, and only where all k are right. Raises NoPair.
+    A response without an answer is wrong too. An extra response, behind the first
+    k, can only be rejected, and only where all k are right. Raises NoPair.
     """
     if gold is None:
         raise NoPair("no gold answer")
@@ -158,12 +158,13 @@ def scpo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss L of each pair, not yet averaged (section 2, the weighted loss).
 
-    The four log-probs (B,) are sums over a response's tokens, in nats; chosen_lengths (B,) is |y+|
-    in tokens, EOS included; weights (B,) is w(x). With w = 1 this is the loss of Iterative RPO
-    (arXiv 2404.19733), and with α = 0 also that of DPO.
+    The four log-probs (B,) are sums over a response's tokens, in nats;
+    chosen_lengths (B,) is |y+| in tokens, EOS included; weights (B,) is w(x). With
+    w = 1 this is the loss of Iterative RPO (arXiv 2404.19733), and with α = 0 also
+    that of DPO.
 
-    Returns losses, chosen_rewards and rejected_rewards, (B,) each. The rewards, β · log[M_θ /
-    M_{t-1}], are there to look at: they carry no gradient.
+    Returns losses, chosen_rewards and rejected_rewards, (B,) each. The rewards, β ·
+    log[M_θ / M_{t-1}], are there to look at: they carry no gradient.
     """
     chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
     rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)  # (B,)

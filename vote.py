@@ -7,11 +7,13 @@ problem, how many end in the same final answer:
 
     V(y) = Σ_m 1[ans(y_m) = ans(y)]
 
-An answer is brought to one spelling when it is extracted, so "1,000", "$1000" and "1000.00" are
-one answer. "No answer" is None: never a candidate (V = 0), yet k stays the denominator.
+An answer is brought to one spelling when it is extracted, so "1,000", "$1000" and
+"1000.00" are one answer. "No answer" is None: never a candidate (V = 0), yet k
+stays the denominator.
 
-Only the standard library is used, here and in what reads numbers (tasks/gsm8k/number.py), LaTeX
-(tasks/math/formula.py) and the tables of puzzles (tasks/zebralogic/puzzle.py).
+Only the standard library is used, here and in what reads numbers
+(tasks/gsm8k/number.py), LaTeX (tasks/math/formula.py) and the tables of puzzles
+(tasks/zebralogic/puzzle.py).
 """
 
 import re
@@ -36,8 +38,8 @@ def count_votes(answers: Sequence[str | None], k: int | None = None) -> list[int
 def response_answers(row: dict, task: str) -> list[str | None]:
     """The answers with which the k responses of a line of responses.jsonl vote.
 
-    A response that was cut off at the token limit has none. Nor has a table with blank cells: else
-    k copies of the form to fill in would be a unanimous vote.
+    A response that was cut off at the token limit has none. Nor has a table with
+    blank cells: else k copies of the form to fill in would be a unanimous vote.
     """
     answers = []
     for text, ended in zip(row["responses"], ended_flags(row)):

@@ -8,7 +8,8 @@ RoPE (2104.09864), grouped queries (2305.13245), SwiGLU (2002.05202), RMSNorm
 In the comments on shapes
     B  rows of the batch     T  tokens of this call     S  cached tokens and those of this call
     N  response tokens of all rows
-and all else is a field of Config, n_heads and n_kv_heads being its two numbers of heads.
+    n_heads, n_kv_heads  num_attention_heads, num_key_value_heads
+and all else is a field of Config.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 LOGITS_CHUNK = 1024  # response tokens whose logits exist at once: 0.5 GB for 128,256 words in fp32
 
-# Activation checkpointing: of a call nothing is kept; the backward pass computes it again.
+# Activation checkpointing: no activations of the call are kept; the backward pass makes them again.
 recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 

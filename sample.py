@@ -49,7 +49,7 @@ StopFn = Callable[[list[int]], bool]  # whether these tokens end a response
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Each field is an option of the scripts."""
+    """How responses are sampled. Each field is an option of the scripts."""
 
     temperature: float  # divides the logits; 0 is greedy
     top_p: float  # the share of probability that is kept at each token
@@ -94,10 +94,10 @@ def generate(
             f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens} exceed the "
             f"model's max_position_embeddings {model.context_length}; lower --max-new-tokens or "
             "drop the longest problems")
-    numbers = range(first_sample, first_sample + k)
+    samples = range(first_sample, first_sample + k)
     responses: dict[tuple[int, int], Response] = {}  # by prompt and number of the sample
     todo = []
-    for batch in make_batches(prompts, numbers, params.max_num_seqs):
+    for batch in make_batches(prompts, samples, params.max_num_seqs):
         texts = [(prompts[i], sample) for i, sample in batch]
         key = journal.key(list(seed), sorted(stop_ids), astuple(params), texts) if journal else ""
         if journal and key in journal.batches:
@@ -106,13 +106,13 @@ def generate(
         else:
             todo.append((batch, key))
     with progress_bar(desc=desc, unit="tok", unit_scale=True) as bar:
-        for batch, key in todo[rank() :: world_size()]:
-            uniforms = []  # whole batches: samples do not depend on the ranks
+        for batch, key in todo[rank() :: world_size()]:  # whole ones: any ranks, the same samples
+            uniforms = []
             for i, sample in batch:
                 uniforms.append(draw_uniforms(seed, prompts[i], sample, params.max_new_tokens))
-            read = [prompts[i] for i in dict.fromkeys(i for i, _ in batch)]
-            cache, logits = prefill(
-                model, read, len(batch) // len(read), params.max_new_tokens)
+            distinct = [prompts[i] for i in dict.fromkeys(i for i, _ in batch)]
+            rows_each = len(batch) // len(distinct)
+            cache, logits = prefill(model, distinct, rows_each, params.max_new_tokens)
             decoded = decode(
                 model, cache, logits, np.stack(uniforms), params, set(stop_ids), stop_fn, bar)
             del cache, logits  # before the next batch makes its own
@@ -121,20 +121,20 @@ def generate(
             responses.update(zip(batch, decoded))
             bar.set_postfix_str(f"{len(responses)}/{k * len(prompts)} responses")
     responses = all_gather_dict(responses)
-    return [[responses[i, sample] for sample in numbers] for i in range(len(prompts))]
+    return [[responses[i, sample] for sample in samples] for i in range(len(prompts))]
 
 
 def make_batches(
-    prompts: list[list[int]], numbers: range, max_num_seqs: int
+    prompts: list[list[int]], samples: range, max_num_seqs: int
 ) -> list[list[tuple[int, int]]]:
     """Batches of rows (prompt, number of the sample), all samples of a prompt side by side."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths: no padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
     batches = []
-    for first in range(0, len(numbers), max_num_seqs):
-        samples = numbers[first : first + max_num_seqs]
-        size = max_num_seqs // len(samples)  # prompts of a batch
+    for first in range(0, len(samples), max_num_seqs):
+        part = samples[first : first + max_num_seqs]
+        size = max_num_seqs // len(part)  # prompts of a batch
         for start in range(0, len(order), size):
-            batches.append([(i, n) for i in order[start : start + size] for n in samples])
+            batches.append([(i, n) for i in order[start : start + size] for n in part])
     return batches[::-1]  # what needs the most memory comes first
 
 
@@ -213,10 +213,10 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
     likeliest, ids = probs.topk(n_likeliest, dim=-1)  # (R, N), descending
     check_finite(likeliest[:, 0])
     tokens = sample_nucleus(likeliest, ids, uniforms, top_p)
-    flat = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is larger than that
-    if n_likeliest < probs.shape[-1] and len(flat):
-        everything, ids = probs[flat].sort(dim=-1, descending=True, stable=True)
-        tokens[flat] = sample_nucleus(everything, ids, uniforms[flat], top_p)
+    wider = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is larger than that
+    if n_likeliest < probs.shape[-1] and len(wider):
+        everything, ids = probs[wider].sort(dim=-1, descending=True, stable=True)
+        tokens[wider] = sample_nucleus(everything, ids, uniforms[wider], top_p)
     return tokens
 
 

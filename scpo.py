@@ -13,9 +13,8 @@ One round turns a model M_{t-1} into M_t, without a label (section 2 of the pape
                            - β · log[M_θ(y-|x) / M_{t-1}(y-|x)] )
            - w(x) · α / |y+| · log M_θ(y+|x)
 
-The threshold τ also filters the new problems: one without a consistent answer gives no pair.
-
-with k responses to each problem and τ a number of votes; β holds M_t to M_{t-1}, α weighs the NLL.
+Here τ is a number of votes, β keeps M_t close to M_{t-1}, and α weighs the NLL. τ also filters the
+new problems: one without a consistent answer gives no pair.
 
 This file holds steps 4 to 6; train.py runs all six. Everything but the last section
 is pure functions of plain values. What the paper leaves open (ties, responses
@@ -37,13 +36,13 @@ from tasks.chat import ChatTokenizer
 
 
 class NoPair(Exception):
-    """Why a problem gives no pair: "below tau", "unanimous", "tied" and the like."""
+    """Why a problem gives no pair: "below tau", "tied" and the like."""
 
 
 # --------------------------------------------------------------------------------------------
 # Steps 4 and 5: from votes to a weighted pair
 
-# Of the k responses that vote, then of the extra ones. None is no answer.
+# Of the k voting responses, then of the extra ones. None stands for a response without an answer.
 Answers = Sequence[str | None]
 
 
@@ -60,11 +59,11 @@ def scpo_pair(
     # A response without an answer is never chosen, but with V = 0 it may be the one to reject.
     others = [i for i, answer in enumerate(answers) if answer != answers[chosen]]
     if not others:
-        raise NoPair("unanimous")
+        raise NoPair("without an answer to reject")
     fewest = min(votes[i] for i in others)
     if fewest == votes[chosen]:
-        # All answers have as many votes: w(x) = 0 is no loss, and would dilute the mean. With tau
-        # of 0.5 or more a tie at the top is always of this kind; below, y+ is drawn from the top.
+        # All answers have equally many votes, so w(x) = 0: the pair would add no loss, but count in
+        # the mean. A tie at the top is always of this kind with tau ≥ 0.5; below, y+ is drawn.
         raise NoPair("tied")
     least_consistent = [i for i in others if votes[i] == fewest]
     return chosen, draw_response(answers, least_consistent, rng)
@@ -192,7 +191,7 @@ class EncodedPair:
     rejected: list[int] | None
     weight: float
     id: str | int = ""  # of the problem
-    reference_chosen_logp: float = 0.0
+    reference_chosen_logp: float = 0.0  # these two are filled in from reference.jsonl
     reference_rejected_logp: float = 0.0
 
     @property

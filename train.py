@@ -8,12 +8,14 @@ Each round t makes M_t from M_{t-1} in the six steps of scpo.py. They talk throu
 can read, in runs/NAME/Mt/:
 
     problems.jsonl        step 1: the questions, first those given, then those the model wrote
-    responses.jsonl       step 2: k responses to each (`python vote.py` shows their votes)
+    responses.jsonl       step 2: k responses to each (`python vote.py` shows their votes), and
+                          extra ones where all agree
     rewards.jsonl         what a reward model thinks of each (only with --method reward)
     pairs.jsonl           steps 3 to 5: prompt, chosen, rejected (null with lmsi), weight, votes
     reference.jsonl       step 6: log M_{t-1}(y|x) of both: two numbers, and no second model
     log.jsonl             step 6: a line per optimizer step
-    checkpoint-N/         weights and optimizer after N steps, until the round is done
+    checkpoint-N/         weights and optimizer after N steps, until the round is done; epochs/N
+                          the model after an epoch, likewise
     epochs.jsonl          how good each epoch's model is on the dev problems (only with --select)
     model/                M_t, a Hugging Face checkpoint folder
     eval_responses.jsonl  greedy and sampled responses to the test problems; eval.json has scores
@@ -36,30 +38,30 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from common.checks import check_inputs, fits_context
-from common.cli import (ArgumentParser, InputError, path, path_or_none, integer, printable,
-                        real, run_script)
+from common.cli import ArgumentParser, InputError, printable, run_script
 from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
                                 progress_bar, split, world_size)
 from common.files import remove, write_json
 from common.journal import Journal
-from common.options import (add_sampling_options, add_training_options, load_checkpoint,
-                            parse_args, usable_device)
+from common.options import (add_run_options, add_sampling_options, add_training_options,
+                            load_checkpoint, parse_args, usable_device)
 from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
-from common.selection import SELECTIONS, best_epoch, score_epochs
+from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
 from common.training import (caught_signals, check_metrics, free_memory, load_for_training,
                              restore_checkpoint, save_checkpoint, save_model, summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
-from scpo import (METHODS, EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
+from scpo import (EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
                   most_consistent, pair_logps, pair_metrics, pair_weight, reward_pair, scpo_pair,
                   sequences)
 from tasks.task import Task, read_golds, read_problems, unlabeled
 from vote import (count_votes, ended_flags, response_answers, show_pair, show_votes)
 
-# Random numbers come from (seed, round, what for): no two uses share any.
+# Random numbers come from (seed, round, what for); eval.EVALUATING is (0, 4). Pairs are drawn by
+# the text SEED/ROUND/ID.
 WRITING, ANSWERING, SHUFFLING = 1, 2, 3
 
 
@@ -86,11 +88,12 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
     """The six steps of scpo.py: from M_{t-1} in the folder `source` to M_t."""
     folder = run.folder / f"M{t}"
     problems = run.stage(f"M{t}/problems.jsonl", make_problems, source, args, folder, t)
-    responses = run.stage(
-        f"M{t}/responses.jsonl", make_responses, source, problems, args, folder, t, of=problems)
+    responses = run.stage(f"M{t}/responses.jsonl", make_responses, source, problems, args, folder,
+                          t, same_ids_as=problems)
     rewards = []
     if args.method == "reward":
-        rewards = run.stage(f"M{t}/rewards.jsonl", make_rewards, responses, args, t, of=problems)
+        rewards = run.stage(
+            f"M{t}/rewards.jsonl", make_rewards, responses, args, t, same_ids_as=problems)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
         on_main(remove, folder, "reference.jsonl", "log.jsonl", *OF_TRAINING)
     pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
@@ -182,8 +185,8 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
             skipped[str(reason)] += 1
     others = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     no_answer = [pair for pair in pairs if pair.get("answer_rejected", "") is None]
-    print(f"M{t} pairs: {len(pairs)} of {len(responses)} problems ({others}); {len(no_answer)} "
-          "reject a response without an answer")
+    print(f"M{t} pairs: {len(pairs)} from {len(responses)} problems (others: {others}); "
+          f"{len(no_answer)} reject a response without an answer")
     if not pairs:
         raise InputError(f"no pair left of {len(responses)} problems ({others}); lower --tau, "
                          "raise --k or --extra-temperature, or give problems that the model can "
@@ -203,10 +206,23 @@ def make_pair(
     extra = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
     answers = response_answers(row, args.task) + response_answers(extra, args.task)
     votes = count_votes(answers, len(row["responses"]))
-    chosen, rejected, weight = choose_pair(row, answers, votes, gold, rewards, args, t)
+    choice = choose_pair(row, answers, votes, gold, rewards, args, t)
+    return pair_line(row, answers, votes, *choice)
+
+
+def pair_line(
+    row: dict, answers: list[str | None], votes: list[int], chosen: int, rejected: int | None,
+    weight: float,
+) -> dict:
+    """A line of pairs.jsonl. chosen, rejected: indices among the responses and the extra ones.
+
+    A problem may have several lines, a weight may be negative, and where nothing is rejected a
+    line is one weighted response.
+    """
+    texts = row["responses"] + row.get("extra_responses", [])
+    ended = ended_flags(row) + row.get("extra_ended", [])
     pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None,
             "weight": weight, "k": len(row["responses"])}
-    texts, ended = row["responses"] + extra["responses"], ended_flags(row) + extra["ended"]
     for side, i in (("chosen", chosen), ("rejected", rejected)):
         if i is not None:
             pair[side] = texts[i]
@@ -242,7 +258,7 @@ def choose_pair(
 
 
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
-    """Train θ, which starts at M_{t-1}, on the round's pairs; the best epoch's model is M_t."""
+    """Train θ, which starts at M_{t-1}, on the round's pairs; --select picks the epoch of M_t."""
     folder = run.folder / f"M{t}"
     if not run.has(f"M{t}/epochs/{args.epochs}"):  # without its model a log.jsonl is of no use
         on_main(remove, folder, "log.jsonl")
@@ -250,7 +266,7 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     data = [encode_pair(pair, tokenizer) for pair in pairs]
     if data[0].rejected is not None:
         rows = run.stage(
-            f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, of=pairs)
+            f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, same_ids_as=pairs)
         for pair, row in zip(data, rows):
             pair.reference_chosen_logp = row["reference_chosen_logp"]
             pair.reference_rejected_logp = row["reference_rejected_logp"]
@@ -261,7 +277,7 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     if args.select != "last":
         rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
         epoch = best_epoch(rows, args.select)
-    run.stop_before(f"M{t}/model")
+    run.stop_before(f"M{t}/model")  # a folder: it is renamed, where `stage` would write a file
     run.record(f"M{t}/model", time.time() - started)
     on_main((folder / f"epochs/{epoch}").rename, folder / "model")
     on_main(remove, folder, *OF_TRAINING)
@@ -285,9 +301,9 @@ def optimize(
     bar = progress_bar(desc=f"M{t}: training", total=n_steps, initial=len(log), unit="step")
     with bar, caught_signals() as signals:
         for step in range(len(log), n_steps):
-            epoch, place = divmod(step, n_batches)
+            epoch, batch_index = divmod(step, n_batches)
             rng = np.random.default_rng([args.seed, t, SHUFFLING, epoch])
-            order = rng.permutation(len(data))[place * args.batch_size :][: args.batch_size]
+            order = rng.permutation(len(data))[batch_index * args.batch_size :][: args.batch_size]
             batch = [data[i] for i in order]
             lr = learning_rate(step, n_steps, args.warmup_ratio, args.lr)
             optimizer.param_groups[0]["lr"] = lr
@@ -304,13 +320,13 @@ def optimize(
             throughput.add(sequences(batch))
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", **throughput.metrics(), refresh=False)
-            if place + 1 == n_batches and (args.select != "last" or step + 1 == n_steps):
+            if batch_index + 1 == n_batches and (args.select != "last" or step + 1 == n_steps):
                 save_model(model, source, folder / f"epochs/{epoch + 1}")
             stop = all_reduce({"signals": len(signals)})["signals"]  # one rank's signal stops all
             if (step + 1) % args.save_every == 0 or stop:
                 save_checkpoint(folder, model, optimizer, log)
             if stop:
-                all_reduce({})  # the first to leave must not take a connection that others need
+                all_reduce({})  # a barrier: none leaves while others still exchange something
                 raise KeyboardInterrupt
     print(f"M{t} training: {summary(log)}; {throughput.metrics()['tok/s']} tokens/s")
     return log
@@ -322,12 +338,13 @@ def forward_backward(model: Llama, batch: list[EncodedPair], args: Namespace) ->
     The sum over a micro-batch is divided by the pairs of the whole batch. So any split, over time
     or over ranks, gives the same gradient.
     """
-    batch = sorted(batch, key=lambda pair: pair.length, reverse=True)  # alike lengths: no padding
+    batch = sorted(batch, key=lambda pair: pair.length, reverse=True)  # little padding
     micro_batches, sums = split(batch, args.micro_batch_size), []
     for i, pairs in enumerate(micro_batches):
         if world_size() > 1:  # ranks exchange gradients once, after the last micro-batch
             model.set_requires_gradient_sync(i + 1 == len(micro_batches))
-        # FSDP needs every rank: one that has no pair left computes one that counts 0.
+        # FSDP needs every rank in every forward pass. One that has no pair left runs one all the
+        # same, and the slices below drop what comes of it.
         metrics = pair_metrics(model, pairs or batch[-1:], args.beta, args.alpha)
         loss = metrics["loss"][: len(pairs)].sum() / len(batch)
         (loss * world_size()).backward()  # FSDP takes the mean over the ranks
@@ -371,11 +388,11 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     name = f"M{t}/eval_responses.jsonl"
     if not args.test or args.no_eval:
         return
-    out, known = run.folder / name, run.has(name)
+    out, already_made = run.folder / name, run.has(name)
     rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, out, f"M{t}")
     result = score(rows, args.task)
     on_main(write_json, run.folder / f"M{t}/eval.json", result)
-    if not known:
+    if not already_made:
         print(table({f"M{t}": result}))
         warn_of_collapse(rows, args.task)
         for row in rows[:2]:
@@ -390,43 +407,9 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
 
 def options() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    add_sampling_options(parser, least_k=2)
+    add_run_options(parser)
+    add_sampling_options(parser, min_k=2)
     add_training_options(parser)
-    add = parser.add_argument
-    share = real(lambda value: 0 < value <= 1, "must be above 0 and at most 1 (0.5 is 4 of 8)")
-    methods = "; ".join(map(": ".join, METHODS.items()))
-    selections = "; ".join(map(": ".join, SELECTIONS.items()))
-    add("--test", type=path_or_none,
-        help="problems with answers, for the evaluation alone; '' for none")
-    add("--no-eval", action="store_true", help="skip the evaluation")
-    add("--dev", type=path_or_none,
-        help="problems to select an epoch by; answers are read only for --select dev")
-    add("--answers", type=path_or_none,
-        help="problems with answers, for gold and semi if --problems has none")
-    add("--out", type=path,
-        help="folder of the run, runs/TASK if not given; a run that is there goes on")
-    add("--from", type=path_or_none,
-        help="a run whose stages are taken over, as far as the options agree; or one stage of it, "
-        "as runs/toy/M1/responses.jsonl, to take over no later one")
-    add("--until", help="the last stage to make, as M1/responses or M2/model")
-    add("--rounds", type=integer(1), default=2, help="how often M_t is made from M_{t-1}")
-    add("--tau", type=share, nargs="+", help="minimum vote share of the chosen answer, per "
-        "round, the last one repeated (paper, GSM8K: 0.5 0.7)")
-    add("--extra", type=integer(0), default=8, help="responses at the extra temperature where all "
-        "k agree, to find one to reject (paper: 8)")
-    add("--extra-temperature", type=real(lambda value: value >= 0.001, "must be at least 0.001"),
-        default=1.2, help="of the extra responses (paper: 1.2)")
-    add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
-    add("--writer", type=path_or_none,
-        help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
-        "Llama-3 Instruct 8B)")
-    add("--method", choices=METHODS, default="scpo", help=methods)
-    add("--reward-model", type=path,
-        help="checkpoint folder in ArmoRM's layout, for --method reward")
-    add("--unweighted", action="store_true", help="w(x) = 1 (paper, Table 4)")
-    add("--select", choices=SELECTIONS, default="last", help="which epoch's model "
-        f"becomes M_t; {selections}")
-    add("--dry-run", action="store_true", help="print what memory a round will take, and stop")
     return parser
 
 

@@ -8,8 +8,8 @@ problem, how many end in the same final answer:
     V(y) = Σ_m 1[ans(y_m) = ans(y)]
 
 An answer is brought to one spelling when it is extracted, so "1,000", "$1000" and
-"1000.00" are one answer. "No answer" is None: never a candidate (V = 0), yet k
-stays the denominator.
+"1000.00" are one answer. "No answer" is None: it has no votes and is never chosen,
+though it may be rejected, and k stays the denominator.
 
 Only the standard library is used, here and in what reads numbers
 (tasks/gsm8k/number.py), LaTeX (tasks/math/formula.py) and the tables of puzzles
@@ -129,7 +129,7 @@ def is_equiv(a: str | None, b: str | None, task: str) -> bool:
     return a is not None and normalize(a, task) == normalize(b, task)
 
 
-same_answer = is_equiv
+same_answer = is_equiv  # the name that other people's files know
 
 
 def normalize(answer: str | None, task: str) -> str | None:

@@ -95,7 +95,7 @@ def run_script(main: Callable[[], None], leave: Callable[[int], None] = sys.exit
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; files that were finished are kept", file=sys.stderr)
+        print("interrupted; the same command goes on from what is kept", file=sys.stderr)
         leave(130)
     except Exception as error:
         explanation = explain(error)

@@ -1,4 +1,4 @@
-"""The options and the loading that sample.py, eval.py and train.py share."""
+"""The options of the scripts, and the loading that they share."""
 
 import os
 import re
@@ -10,21 +10,27 @@ from typing import TypeVar
 
 import torch
 
-from common.cli import ArgumentParser, InputError, path, integer, real
+from common.cli import ArgumentParser, InputError, integer, path, path_or_none, real
 from model import Llama, PreTrained
+from scpo import METHODS
 from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
 from tasks.task import Task, task_names
 
 Model = TypeVar("Model", bound=PreTrained)
+SELECTIONS = {  # common/selection.py
+    "last": "needs no dev problems",
+    "dev": "the best greedy accuracy on --dev (the paper's; reads labels)",
+    "votes": "the highest vote share on --dev, without collapse to few answers (no label)",
+}
 
 
-def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
+def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
     """The options of sample.py, eval.py and train.py. Those without a default are the task's."""
     add = parser.add_argument
     add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
     add("--model", type=path, help="checkpoint folder in Hugging Face's Llama layout")
     add("--problems", type=path, help="JSON lines as the task's publisher ships them")
-    add("--k", type=integer(least_k), help="responses per problem")
+    add("--k", type=integer(min_k), help="responses per problem")
     add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),
         help="divides the logits; 0 is greedy (paper: 0.7)")
     add("--top-p", type=real(lambda v: 0 < v <= 1, "must be above 0 and at most 1"),
@@ -38,6 +44,45 @@ def add_sampling_options(parser: Parser, least_k: int = 1) -> None:
         help="prompt format; auto reads it off the checkpoint's files")
     add("--device", default="auto", help="auto, cpu, cuda, mps …")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+
+
+def add_run_options(parser: Parser) -> None:
+    """Which stages train.py makes of what, and how pairs are chosen."""
+    add = parser.add_argument
+    share = real(lambda value: 0 < value <= 1, "must be above 0 and at most 1 (0.5 is 4 of 8)")
+    methods = "; ".join(map(": ".join, METHODS.items()))
+    selections = "; ".join(map(": ".join, SELECTIONS.items()))
+    add("--test", type=path_or_none,
+        help="problems with answers, for the evaluation alone; '' for none")
+    add("--no-eval", action="store_true", help="skip the evaluation")
+    add("--dev", type=path_or_none,
+        help="problems to select an epoch by; answers are read only for --select dev")
+    add("--answers", type=path_or_none,
+        help="problems with answers, for gold and semi if --problems has none")
+    add("--out", type=path,
+        help="folder of the run, runs/TASK if not given; a run that is there goes on")
+    add("--from", type=path_or_none,
+        help="a run whose stages are taken over, as far as the options agree; or one stage of it, "
+        "as runs/toy/M1/responses.jsonl, to take over no later one")
+    add("--until", help="the last stage to make, as M1/responses or M2/model")
+    add("--rounds", type=integer(1), default=2, help="how often M_t is made from M_{t-1}")
+    add("--tau", type=share, nargs="+", help="minimum vote share of the chosen answer, per "
+        "round, the last one repeated (paper, GSM8K: 0.5 0.7)")
+    add("--extra", type=integer(0), default=8, help="responses at the extra temperature where all "
+        "k agree, to find one to reject (paper: 8)")
+    add("--extra-temperature", type=real(lambda value: value >= 0.001, "must be at least 0.001"),
+        default=1.2, help="of the extra responses (paper: 1.2)")
+    add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
+    add("--writer", type=path_or_none,
+        help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
+        "Llama-3 Instruct 8B)")
+    add("--method", choices=METHODS, default="scpo", help=methods)
+    add("--reward-model", type=path,
+        help="checkpoint folder in ArmoRM's layout, for --method reward")
+    add("--unweighted", action="store_true", help="w(x) = 1 (paper, Table 4)")
+    add("--select", choices=SELECTIONS, default="last", help="which epoch's model "
+        f"becomes M_t; {selections}")
+    add("--dry-run", action="store_true", help="print what memory a round will take, and stop")
 
 
 def add_training_options(parser: Parser) -> None:

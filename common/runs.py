@@ -56,7 +56,8 @@ FIELDS = {
 OPTIONAL = ("rewards.jsonl", "reference.jsonl", "epochs.jsonl", "eval_responses.jsonl")
 # What a training leaves in the round's folder until its model is chosen.
 OF_TRAINING = ("epochs", "checkpoint-[0-9]*")
-# The first stage of a round that an option changes. One that is not named changes every stage.
+# The first stage of a round that an option changes. An option that is not listed here or below
+# changes every stage.
 FIRST_CHANGE = {
     "problems.jsonl": ("problems", "new_problems"),
     "responses.jsonl": ("k", "extra", "extra_temperature"),
@@ -85,14 +86,15 @@ class Run:
         self.folder, self.until = Path(folder), until
 
     def stage(
-        self, name: str, make: Callable[..., list[dict]], *args: Any, of: list[dict] | None = None
+        self, name: str, make: Callable[..., list[dict]], *args: Any,
+        same_ids_as: list[dict] | None = None,
     ) -> list[dict]:
         """The lines of a stage's file: read if it is there, else made by all ranks together.
 
-        of: the rows of another stage, to each of which one line of this one belongs, by `id`.
+        same_ids_as: rows of another stage; to each belongs one line of this one.
         """
         if self.has(name):
-            rows = read_stage(self.folder / name, of)
+            rows = read_stage(self.folder / name, same_ids_as)
             self.keep(name)
             return rows
         self.stop_before(name)
@@ -261,10 +263,10 @@ def differences(before: dict, now: dict) -> Iterator[tuple[str, list[tuple]]]:
                 found.append((option, then, value))
         return found
 
-    later = [*NO_CHANGE, *FOR_NEW_PROBLEMS]
+    listed = [*NO_CHANGE, *FOR_NEW_PROBLEMS]
     for options in FIRST_CHANGE.values():
-        later += options
-    changed = changes([option for option in now if option not in later], 0)
+        listed += options
+    changed = changes([option for option in now if option not in listed], 0)
     yield "M0/eval_responses.jsonl", changed + changes(("k", "test"), 0)
     for t in range(1, now["rounds"] + 1):
         for stage in STAGES:
@@ -303,7 +305,8 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
         source, last = source.parent.parent, f"{source.parent.name}/{source.name}"
     before = read_json(source / "options.json")
     if not before:
-        raise InputError(f"--from {source}: is no run's folder, it has no options.json")
+        advice = "give the folder of a run, or a stage of it as runs/toy/M1/responses.jsonl"
+        raise InputError(f"--from {source}: has no options.json; {advice}")
     record, taken = read_stages(source), {}
     for name, changed in differences(before, options):
         if last and place(name) > place(last):
@@ -320,6 +323,8 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
             break
         copy_whole(source / name, folder / name)
         taken[name] = record["stages"].get(name, {"seconds": 0.0, "code": ""})
+        if last:  # that it was made by other code is what the user has asked for
+            taken[name] = {**taken[name], "accepted": fingerprint()[0]}
     write_json(folder / "stages.json", {"stages": taken, "code": record["code"]})
     print(f"{folder}: taken over from {source}: {', '.join(taken) or 'nothing'}{why}")
 
@@ -353,7 +358,11 @@ def warn_of_other_code(folder: Path) -> None:
     """One line on the files that other code has made, and how to make them anew."""
     record, (digest, now) = read_stages(folder), fingerprint()
     kept = sorted((name for name in record["stages"] if (folder / name).exists()), key=place)
-    stale = [name for name in kept if record["stages"][name]["code"] != digest]
+    stale = []
+    for name in kept:
+        stage = record["stages"][name]
+        if digest not in (stage["code"], stage.get("accepted")):
+            stale.append(name)
     if not stale:
         return
     changed = set()

@@ -19,12 +19,6 @@ from sample import SamplingParams, answer_problems
 from tasks.task import Task, gold_answer, read_problems
 from vote import response_answers
 
-SELECTIONS = {
-    "last": "needs no dev problems",
-    "dev": "the best greedy accuracy on --dev (the paper's; reads labels)",
-    "votes": "the highest vote share on --dev, without collapse to few answers (no label)",
-}
-
 
 def score_epochs(source: Path, folder: Path, args: Namespace, name: str) -> list[dict]:
     """How good the models after each epoch, in folder/epochs, are on the dev problems.

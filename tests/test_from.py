@@ -78,6 +78,21 @@ def test_a_stage_as_the_source_is_the_last_that_is_taken_over(finished, tmp_path
     assert sorted(found) == sorted(up_to(last))
 
 
+def test_a_stage_as_the_source_is_not_warned_of(finished, tmp_path, capsys, monkeypatch):
+    """Other code made it, and that is what was asked for; with the next edit there is a warning."""
+    now = common.runs.fingerprint()[0]
+    monkeypatch.setattr(common.runs, "fingerprint", lambda: ("edited", {"scpo.py": "other"}))
+    run(train, *SMALL, "--from", finished / "M1/responses.jsonl", "--until", "M1/pairs",
+        "--out", tmp_path / "run")
+    assert "WARNING" not in capsys.readouterr().out
+    record = read_json(tmp_path / "run/stages.json")["stages"]
+    assert record["M1/responses.jsonl"]["code"] == now
+    assert record["M1/pairs.jsonl"]["code"] == "edited"
+    monkeypatch.setattr(common.runs, "fingerprint", lambda: ("again", {"scpo.py": "third"}))
+    common.runs.warn_of_other_code(tmp_path / "run")
+    assert "WARNING: " in capsys.readouterr().out
+
+
 def test_a_copy_of_the_project_ships_the_same_files():
     assert portable(vars(train_args()))["model"] == "tasks/toy/model"
     assert portable(vars(train_args("--model", "/data/m")))["model"] == "/data/m"
@@ -195,7 +210,7 @@ def test_a_run_with_from_goes_on_with_the_same_command(finished, tmp_path, capsy
 def test_from_must_be_a_run(tmp_path, error_of, make):
     make(tmp_path / "source")
     message = error_of(train, *SMALL, "--from", tmp_path / "source", "--out", tmp_path / "run")
-    assert f"--from {tmp_path / 'source'}: is no run's folder" in message
+    assert f"--from {tmp_path / 'source'}: has no options.json" in message
     assert not list((tmp_path / "run").glob("M*"))
 
 

@@ -1,0 +1,157 @@
+"""Would the tests notice? Small mistakes put into the method, one at a time, and the tests run.
+
+    python bench/mutants.py [--count 300] [--seed 0] [--out mutants.json]
+
+A mutant is a copy of the project with one operator, number, condition or statement changed in
+scpo.py, vote.py or the training in train.py. It is killed if a test fails. The survivors are
+printed: each is a missing test, or a change that changes nothing.
+"""
+
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.cli import ArgumentParser, InputError, integer, run_script
+from common.distributed import progress_bar
+
+# The functions that are changed (None: all), and the tests that are run, the likeliest first.
+TRAINING = ("make_pairs", "make_pair", "choose_pair", "train_model", "optimize",
+            "forward_backward", "make_reference", "learning_rate")
+TARGETS = {
+    "scpo.py": (None, "scpo loss methods training eval".split()),
+    "vote.py": (None, "vote number answers eval methods puzzle scripts cli".split()),
+    "train.py": (TRAINING, "training methods loss run resume selection ranks".split()),
+}
+SWAPS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Mod: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+    ast.And: ast.Or, ast.Or: ast.And,
+}
+NOT_THE_METHOD = ("main", "options", "show_votes", "show_pair")
+LIMIT = 300  # seconds for the tests of one mutant; one that takes longer is killed
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """The node with one thing changed, in every way that is known."""
+    if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
+        changed = copy.deepcopy(node)
+        changed.op = SWAPS[type(node.op)]()
+        yield changed
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        changed = copy.deepcopy(node)
+        changed.ops[0] = SWAPS[type(node.ops[0])]()
+        yield changed
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield ast.Constant(node.value + 1)
+        if node.value:
+            yield ast.Constant(0)
+    if isinstance(node, ast.Constant) and type(node.value) is bool:
+        yield ast.Constant(not node.value)
+    if isinstance(node, ast.UnaryOp):  # without its minus or its `not`
+        yield node.operand
+    if isinstance(node, (ast.If, ast.IfExp)):
+        for value in (True, False):
+            changed = copy.deepcopy(node)
+            changed.test = ast.Constant(value)
+            yield changed
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+
+
+def mutants(source: str, names: tuple[str, ...] | None) -> list[tuple[int, str, str]]:
+    """All mutants of a file: line, what was changed, and the whole text."""
+    tree, found = ast.parse(source), []
+    for function in tree.body:
+        if not isinstance(function, ast.FunctionDef) or function.name in NOT_THE_METHOD:
+            continue
+        if names and function.name not in names:
+            continue
+        for parent in ast.walk(function):
+            for field, value in ast.iter_fields(parent):
+                if field in ("annotation", "returns") or isinstance(value, ast.arguments):
+                    continue
+                places = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
+                for index, node in places:
+                    if isinstance(node, ast.AST):
+                        found += replaced(tree, parent, field, index, node)
+    return found
+
+
+def replaced(
+    tree: ast.Module, parent: ast.AST, field: str, index: int | None, node: ast.AST
+) -> Iterator[tuple[int, str, str]]:
+    """The texts of the file with that node of its tree changed; the tree is put back."""
+    before = ast.unparse(node)
+    for changed in changes(node):
+        put(parent, field, index, changed)
+        text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
+        put(parent, field, index, node)
+        shown = f"{before.splitlines()[0]}  →  {ast.unparse(changed).splitlines()[0]}"
+        yield getattr(node, "lineno", 0), shown, text
+
+
+def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
+
+
+def is_killed(project: Path, file: str, text: str) -> bool:
+    whole = (project / file).read_text()
+    (project / file).write_text(text)
+    tests = [f"tests/test_{name}.py" for name in TARGETS[file][1]]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=project, capture_output=True, timeout=LIMIT,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return done.returncode == 1
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        (project / file).write_text(whole)
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--count", type=integer(1), default=300, help="mutants, at random")
+    parser.add_argument("--seed", type=integer(0), default=0, help="of the choice")
+    parser.add_argument("--out", default="mutants.json", help="the numbers and the survivors")
+    args = parser.parse_args()
+    everything = []
+    for file, (names, _) in TARGETS.items():
+        found = mutants((ROOT / file).read_text(), names)
+        everything += [(file, *mutant) for mutant in found]
+    chosen = random.Random(args.seed).sample(everything, min(args.count, len(everything)))
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "shared")
+        shutil.copytree(ROOT, project, ignore=ignored)
+        for file in TARGETS:
+            if is_killed(project, file, (ROOT / file).read_text()):
+                raise InputError(f"{file}: its tests fail without a mistake already")
+        for file, line, shown, text in progress_bar(iterable=chosen, desc="mutants"):
+            if not is_killed(project, file, text):
+                survivors.append(f"{file}:{line}: {shown}")
+                print(survivors[-1], flush=True)
+    killed = len(chosen) - len(survivors)
+    print(f"{killed} of {len(chosen)} mutants killed, of {len(everything)} there are")
+    result = {"mutants": len(chosen), "killed": killed, "survivors": survivors}
+    Path(args.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

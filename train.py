@@ -171,8 +171,9 @@ def warn_of_collapse(rows: list[dict], task: str) -> None:
     if not any(any(row["ended"]) for row in rows):
         print("WARNING: every response was cut off; raise --max-new-tokens, or lower --lr")
     elif len(answers) == 1 and len(rows) > 1:
-        print(f"WARNING: every response to every problem has the answer {answers.pop()}: the "
-              "model has collapsed, or the answers are not understood; lower --lr")
+        answer = printable(str(answers.pop()))
+        print(f"WARNING: every response to every problem has the answer {answer}: the model has "
+              "collapsed, or the answers are not understood; lower --lr")
 
 
 # --------------------------------------------------------------------------------------------
@@ -412,7 +413,7 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
         warn_of_collapse(rows, args.task)
         for row in rows[:2]:
             question, greedy = (printable(" ".join(row[x].split())) for x in ("question", "greedy"))
-            print(f"    {question}\n      greedy: {greedy}   (gold {row['gold']})")
+            print(f"    {question}\n      greedy: {greedy}   (gold {printable(str(row['gold']))})")
     run.finish(f"M{t}/eval.json")
 
 

@@ -253,8 +253,8 @@ def make_pair(
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
     """Train θ, which starts at M_{t-1}, on the round's pairs; the best epoch's model is M_t."""
     folder = run.folder / f"M{t}"
-    if not run.has(f"M{t}/epochs/{args.epochs}"):  # it was deleted since: train it again
-        on_main(remove, folder, "log.jsonl")
+    if run.has(f"M{t}/log.jsonl") and not run.has(f"M{t}/epochs/{args.epochs}"):
+        on_main(remove, folder, "log.jsonl", *OF_TRAINING)  # it was deleted since: train it again
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
     if args.method != "lmsi":
@@ -405,7 +405,9 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     if not args.test or args.no_eval:
         return
     out, known = run.folder / name, run.has(name)
-    rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, out, f"M{t}")
+    problems = read_problems(args.test, Task.load(args.task), args.limit)
+    rows = run.stage(
+        name, evaluate_checkpoint, folder, args.test, args, out, f"M{t}", of=problems)
     result = score(rows, args.task)
     on_main(write_json, run.folder / f"M{t}/eval.json", result)
     if not known:

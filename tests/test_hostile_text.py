@@ -95,7 +95,7 @@ def test_sampling_shows_hostile_problems_escaped(tmp_path, shown, script):
 
 @pytest.mark.parametrize("script", [train, sample, evaluation, vote], ids=lambda s: s.__name__)
 @pytest.mark.parametrize("content", [
-    f'{{"question": "a", "responses": {json.dumps(HOSTILE)}}}',
+    f'{{"question": {json.dumps({HOSTILE: 1})}, "responses": {json.dumps(HOSTILE)}}}',
     f'{{{json.dumps(HOSTILE)}: 1}}',
     f'{{"question": {json.dumps([HOSTILE])}, "responses": [{json.dumps([HOSTILE])}]}}',
     f'{{"question": {json.dumps([HOSTILE] * 99)}, "answers": 1}}',

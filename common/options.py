@@ -63,7 +63,7 @@ def usable_device(name: str) -> torch.device:
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # one that holds no numbers, as meta, is of no use
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"--device {name}: not usable here ({reason})") from error

@@ -10,6 +10,7 @@ It is refused if an option was changed that a finished file depends on, and it w
 other code has made. `--from` takes over another run's files, as far as the options agree.
 """
 
+import filecmp
 import hashlib
 import json
 import shlex
@@ -305,6 +306,10 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file or a folder, which has its name only when it is whole."""
+    if target.exists():  # before a stop; or it is not ours
+        if not is_copy(source, target):
+            raise InputError(f"{target}: is not that of {source}; choose another --out")
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     if source.is_dir():
@@ -313,6 +318,12 @@ def copy_whole(source: Path, target: Path) -> None:
     else:
         shutil.copyfile(source, part)
     part.replace(target)
+
+
+def is_copy(source: Path, target: Path) -> bool:
+    if source.is_dir():
+        return all(is_copy(path, target / path.name) for path in source.iterdir())
+    return target.is_file() and filecmp.cmp(source, target, shallow=False)
 
 
 def fingerprint() -> tuple[str, dict[str, str]]:

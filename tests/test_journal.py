@@ -17,6 +17,7 @@ import common.journal
 import eval as evaluation
 import sample
 import train
+from common.files import read_jsonl
 from common.journal import Journal
 from sample import SamplingParams, generate
 
@@ -139,6 +140,29 @@ def test_files_of_others_beside_it_are_left_alone(tmp_path):
         run(sample, *QUICK, "--out", tmp_path / "r[1].jsonl")
     assert len(made) == 1
     assert journals(tmp_path) == theirs
+
+
+@pytest.mark.parametrize("script", [sample, evaluation], ids=["sample", "eval"])
+def test_an_out_that_appears_meanwhile_is_left_alone(tmp_path, error_of, script):
+    """What was sampled for hours is in another file, and the line says in which."""
+    out = tmp_path / "r.jsonl"
+    (tmp_path / "r-1.jsonl").write_text("theirs too")
+    with batches(2, lambda: out.write_text("theirs")):
+        message = error_of(script, *QUICK, "--out", out)
+    assert f"--out {out}: has appeared meanwhile" in message
+    assert f"the lines are in {tmp_path / 'r-2.jsonl'}" in message
+    assert out.read_text() == "theirs" and (tmp_path / "r-1.jsonl").read_text() == "theirs too"
+    assert len(read_jsonl(tmp_path / "r-2.jsonl")) == 6 and journals(tmp_path) == []
+
+
+@pytest.mark.parametrize("script", [sample, evaluation], ids=["sample", "eval"])
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.part"])
+def test_an_out_that_is_taken_is_refused_before_the_work(tmp_path, error_of, script, name):
+    (tmp_path / name).write_text("theirs")
+    with batches() as made:
+        message = error_of(script, *QUICK, "--out", tmp_path / "r.jsonl")
+    assert made == [] and f"{tmp_path / name} exists already" in message
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
 
 # --------------------------------------------------------------------------------------------

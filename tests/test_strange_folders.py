@@ -160,6 +160,16 @@ def test_what_is_not_of_a_run_is_left_alone(folder, finished):
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("name", ["M1/problems.jsonl", "M1/model/config.json"])
+def test_from_copies_over_nothing(finished, tmp_path, error_of, name):
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"id": "mine", "question": "?"}')
+    before = digest(mine)
+    message = error_of(train, *SMALL, "--from", finished, "--out", tmp_path / "run")
+    assert "choose another --out" in message and digest(mine) == before
+
+
 # --------------------------------------------------------------------------------------------
 # Going on
 

@@ -10,16 +10,13 @@ Exits with 1 if there is one.
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -150,13 +147,14 @@ def break_bytes(data: bytes, rng: random.Random) -> bytes:
                        data + data, before + b"\x1b[2J\r" + after, before + b"0" + after[1:]])
 
 
+BREAK = {".json": break_json, ".jsonl": break_lines, ".safetensors": break_tensors}
+
+
 def break_file(path: Path, rng: random.Random) -> None:
     """It is changed, by what it holds or by its bytes; or it is gone, or a folder."""
     data, chance = path.read_bytes(), rng.random()
-    by_content: dict[str, Callable] = {
-        ".json": break_json, ".jsonl": break_lines, ".safetensors": break_tensors}
     if chance < 0.7:
-        path.write_bytes(by_content[path.suffix](data, rng))
+        path.write_bytes(BREAK[path.suffix](data, rng))
     elif chance < 0.9:
         path.write_bytes(break_bytes(data, rng))
     else:
@@ -184,23 +182,22 @@ def make_case(folder: Path, rng: random.Random) -> Case:
         script, option = rng.choice([(vote, []), (evaluation, ["--responses"])])
         return Case(kind, script, [*option, "responses.jsonl"], ["responses.jsonl"])
     if kind == "run":
-        stages = [path for path in (folder / "run").rglob("*") if is_input(path)]
-        path = rng.choice(sorted(stages))
+        path = rng.choice(inputs_in(folder / "run"))
         break_file(path, rng)
         return Case(kind, train, ARGV[train], [path.name, str(path.parent.relative_to(folder))])
     if kind == "problems":
         used = [word for word in ARGV[script] if word.endswith(".jsonl") and word != "new.jsonl"]
         path = folder / rng.choice(used)
     else:
-        path = rng.choice(sorted(path for path in (folder / "model").iterdir() if is_input(path)))
+        path = rng.choice(inputs_in(folder / "model"))
     break_file(path, rng)
     argv = [*ARGV[script], *(["--out", "new"] if script is train else [])]
     # Other problems may give no pair, or not one answer.
     return Case(kind, script, argv, [path.name, "error: model", "no pair left", "has an answer"])
 
 
-def is_input(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".json", ".jsonl", ".safetensors")
+def inputs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in BREAK and path.is_file())
 
 
 # --------------------------------------------------------------------------------------------
@@ -209,34 +206,22 @@ def is_input(path: Path) -> bool:
 
 def run_in_child(case: Case, folder: Path) -> tuple[int | None, str, str]:
     """Run the script in the folder: its exit code, None if it hangs, its stdout and its stderr."""
-    files = [folder.with_name(f"{folder.name}.{name}") for name in ("stdout", "stderr")]
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(folder)
-        for number, file in enumerate(files, 1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
-        sys.argv, code = [f"{case.script.__name__}.py", *case.argv], 0
-        try:
-            run_script(case.script.main)
-        except SystemExit as exit_:
-            code = exit_.code
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    deadline, ended = time.time() + SECONDS, 0
-    while not ended and time.time() < deadline:
-        time.sleep(0.005)
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    shown = [file.read_text(errors="replace") for file in files]
-    return (os.waitstatus_to_exitcode(status) if ended else None), *shown
+    process = multiprocessing.get_context("fork").Process(target=run_here, args=(case, folder))
+    process.start()
+    process.join(SECONDS)
+    code = process.exitcode
+    process.kill()
+    process.join()
+    return code, *(Path(f"{folder}.{way}").read_text(errors="replace") for way in (1, 2))
+
+
+def run_here(case: Case, folder: Path) -> None:
+    os.chdir(folder)
+    for way in (1, 2):
+        os.dup2(os.open(f"{folder}.{way}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), way)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+    sys.argv = [f"{case.script.__name__}.py", *case.argv]
+    run_script(case.script.main)
 
 
 def outcome(case: Case, folder: Path) -> tuple[str, str]:
@@ -246,9 +231,9 @@ def outcome(case: Case, folder: Path) -> tuple[str, str]:
     after, lines = snapshot(folder), errors.splitlines()
     last = (lines or shown.splitlines() or [""])[-1]
     changed = [name for name in before if after.get(name) != before[name]]
+    changed = [name for name in changed if Path(name).name not in OF_THE_RUN]
     if code == 0:  # it went on, and its training ended
         changed = [name for name in changed if not name.startswith("run/M")]
-    changed = [name for name in changed if Path(name).name not in OF_THE_RUN]
     if code is None:
         return "hang", last
     if code not in (0, 2):

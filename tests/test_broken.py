@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ DEFECTS = {
     "changed": lambda: open("mine.txt", "w").close(),
     "refused": lambda: refuse("r.jsonl: is broken"),
     "accepted": lambda: print("all is well"),
-    "hang": lambda: broken.time.sleep(9),
+    "hang": lambda: time.sleep(9),
 }
 
 

@@ -13,7 +13,9 @@ import math
 import multiprocessing
 import os
 import random
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -35,7 +37,7 @@ from common.files import write_json, write_jsonl
 from common.options import add_sampling_options
 from model import Llama
 
-SECONDS = 20  # a case that takes longer hangs
+SECONDS, WAIT = 20, 200  # a case that computes, or waits, for longer hangs
 OUTCOMES = ("refused", "accepted", "traceback", "many lines", "hang", "not named", "changed",
             "control characters")
 GOOD = OUTCOMES[:2]
@@ -208,8 +210,8 @@ def run_in_child(case: Case, folder: Path) -> tuple[int | None, str, str]:
     """Run the script in the folder: its exit code, None if it hangs, its stdout and its stderr."""
     process = multiprocessing.get_context("fork").Process(target=run_here, args=(case, folder))
     process.start()
-    process.join(SECONDS)
-    code = process.exitcode
+    process.join(WAIT)
+    code = None if process.exitcode == -signal.SIGXCPU else process.exitcode
     process.kill()
     process.join()
     return code, *(Path(f"{folder}.{way}").read_text(errors="replace") for way in (1, 2))
@@ -217,6 +219,7 @@ def run_in_child(case: Case, folder: Path) -> tuple[int | None, str, str]:
 
 def run_here(case: Case, folder: Path) -> None:
     os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.RLIM_INFINITY))
     for way in (1, 2):
         os.dup2(os.open(f"{folder}.{way}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), way)
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w")

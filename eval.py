@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common.checks import check_lengths
-from common.cli import ArgumentParser, InputError, path, run_script
+from common.cli import ArgumentParser, InputError, path, printable, run_script
 from common.files import check_out, read_responses, write_new
 from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args
@@ -152,8 +152,9 @@ def warn_of_collapse(rows: list[dict], task: str) -> None:
     if not any(any(row["ended"]) for row in rows):
         print("WARNING: every response was cut off; raise --max-new-tokens, or lower --lr")
     elif len(answers) == 1 and len(rows) > 1:
-        print(f"WARNING: every response to every problem has the answer {answers.pop()}: the "
-              "model has collapsed, or the answers are not understood; lower --lr")
+        answer = printable(str(answers.pop()))
+        print(f"WARNING: every response to every problem has the answer {answer}: the model has "
+              "collapsed, or the answers are not understood; lower --lr")
 
 
 # --------------------------------------------------------------------------------------------

@@ -297,7 +297,8 @@ class PreTrained(nn.Module):
         model = cls.on_meta(folder)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = {}
-        for name, tensor in read_tensors(Path(folder), shapes, device):
+        tied = model.config.tie_word_embeddings
+        for name, tensor in read_tensors(Path(folder), shapes, device, tied):
             state[name] = tensor.to(dtype)
         model.load_state_dict(state, assign=True)
         return model.eval()

@@ -260,8 +260,8 @@ def choose_pair(
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
     """Train θ, which starts at M_{t-1}, on the round's pairs; --select picks the epoch of M_t."""
     folder = run.folder / f"M{t}"
-    if not run.has(f"M{t}/epochs/{args.epochs}"):  # without its model a log.jsonl is of no use
-        on_main(remove, folder, "log.jsonl")
+    if run.has(f"M{t}/log.jsonl") and not run.has(f"M{t}/epochs/{args.epochs}"):
+        on_main(remove, folder, "log.jsonl", *OF_TRAINING)  # without its model it is of no use
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
     if data[0].rejected is not None:
@@ -389,7 +389,9 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
     if not args.test or args.no_eval:
         return
     out, already_made = run.folder / name, run.has(name)
-    rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, out, f"M{t}")
+    problems = read_problems(args.test, Task.load(args.task), args.limit)
+    rows = run.stage(name, evaluate_checkpoint, folder, args.test, args, out, f"M{t}",
+                     same_ids_as=problems)
     result = score(rows, args.task)
     on_main(write_json, run.folder / f"M{t}/eval.json", result)
     if not already_made:
@@ -397,7 +399,7 @@ def evaluate_model(folder: Path, args: Namespace, run: Run, t: int) -> None:
         warn_of_collapse(rows, args.task)
         for row in rows[:2]:
             print(f"    {printable(row['question'])}\n      greedy: {printable(row['greedy'])}   "
-                  f"(gold {row['gold']})")
+                  f"(gold {printable(str(row['gold']))})")
     run.stop_after(f"M{t}/eval.json")
 
 

@@ -34,9 +34,9 @@ def fuzz_extract(data: bytes) -> None:
         started = time.process_time()
         answer = extract_answer(text, task)
         if time.process_time() - started > MAX_SECONDS:
-            raise RuntimeError(f"{task}: takes too long")
+            raise RuntimeError(f"{task}: takes too long: {text!r}")
         if answer is not None and normalize(answer, task) != answer:
-            raise RuntimeError(f"{task}: {answer!r} is spelled {normalize(answer, task)!r}")
+            raise RuntimeError(f"{task}: {answer!r} is not its own spelling: {text!r}")
 
 
 def edited(document: dict, source: Any) -> dict:

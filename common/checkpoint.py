@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint folder: what config.json says, and weights in one or several files."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from common.cli import InputError
 from common.distributed import rank
-from common.files import read_json, write_json
+from common.files import flush, read_json, write_json, writing
 
 SHARD_BYTES = 5 * 10**9  # of one file; a larger checkpoint is split and gets an index
 MOST_LAYERS = 1000  # of layers and of heads
@@ -103,13 +104,14 @@ def is_positive(value: Any) -> bool:
 
 
 def read_tensors(
-    folder: Path, expected: dict[str, tuple], device: str | torch.device
+    folder: Path, expected: dict[str, tuple], device: str | torch.device, tied: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint folder, in turn: exactly the expected names and shapes.
 
+    tied: a head that is saved, but not expected, must equal the embeddings.
     Raises InputError naming the file for a tensor that is missing, left over, or of another shape.
     """
-    missing = dict(expected)
+    missing, head, embeddings = dict(expected), None, None
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -117,6 +119,7 @@ def read_tensors(
                     if name.endswith("rotary_emb.inv_freq"):  # a table of some Llama 2 folders
                         continue
                     if name == "lm_head.weight" and name not in expected:  # tied, and yet saved
+                        head = file.get_tensor(name) if tied else None
                         continue
                     shape = tuple(file.get_slice(name).get_shape())
                     wanted = missing.pop(name, None)
@@ -133,6 +136,8 @@ def read_tensors(
                     if not tensor.isfinite().all():
                         reason = "holds NaN or infinity: the weights are broken"
                         raise InputError(f"{path}: tensor {name} {reason}")
+                    if tied and name == "model.embed_tokens.weight":
+                        embeddings = tensor
                     yield name, tensor
         except (SafetensorError, OSError) as error:
             reason = f"not a readable safetensors file ({error}); copy it again"
@@ -140,6 +145,9 @@ def read_tensors(
     if missing:
         reason = f"tensors are missing from the weights, the first is {min(missing)}"
         raise InputError(f"{folder}: {len(missing)} {reason}")
+    if head is not None and not torch.equal(head, embeddings):
+        reason = "ties lm_head.weight to the embeddings, but it is saved and differs from them"
+        raise InputError(f"{folder}/config.json: {reason}; set tie_word_embeddings to false")
 
 
 @torch.no_grad()
@@ -204,14 +212,23 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
             weight_map[name] = file
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file(whole, folder / file, metadata={"format": "pt"})
-            except SafetensorError as error:
-                raise InputError(f"{folder / file}: cannot be written ({error})") from error
+            save_whole(whole, folder / file)
     if rank() == 0 and len(files) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one safetensors file; when it returns, all is on the disk."""
+    with writing(path):
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # with the system's number of the error in its text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else None, str(error)) from error
+        with open(path, "rb") as file:
+            flush(file)
 
 
 def split_by_bytes(tensors: dict[str, Tensor]) -> list[list[str]]:

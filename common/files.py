@@ -1,5 +1,6 @@
 """Files that people read. One that has its name is whole: half-written ones have another."""
 
+import glob
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from common.cli import FREE_SPACE, FULL, InputError
 
@@ -41,7 +43,7 @@ def read_jsonl(
             raise InputError(f"{path}, line {number}: expected a JSON object, found a {found}")
         missing = [name for name in required if name not in row]
         if missing:
-            fields = f"has no {', '.join(map(repr, missing))}; it has {', '.join(row)}"
+            fields = f"has no {', '.join(map(repr, missing))}; it has {', '.join(row)[:200]}"
             raise InputError(f"{path}, line {number}: {fields}")
         wrong = complaint(row)
         if wrong:
@@ -85,6 +87,46 @@ def wrong_with_responses(row: dict) -> str | None:
     return None
 
 
+TEXT = (str, "a text")
+NUMBER = ((int, float), "a number")
+YES_OR_NO = (bool, "true or false")
+# The kinds of the fields that the stages of a run read from each other.
+KINDS = {
+    "id": ((str, int), "a text or a number"),
+    "question": TEXT,
+    "prompt": TEXT,
+    "extra_responses": (list, "a list of texts"),
+    "rewards": (list, "a list of numbers"),
+    "chosen": TEXT,
+    "rejected": ((str, type(None)), "a text, or null"),
+    "weight": NUMBER,
+    "ended_chosen": YES_OR_NO,
+    "ended_rejected": YES_OR_NO,
+    "reference_chosen_logp": NUMBER,
+    "reference_rejected_logp": NUMBER,
+    "epoch": NUMBER,
+    "pairs": NUMBER,
+    "loss": NUMBER,
+}
+
+
+def wrong_with_stage(row: dict) -> str | None:
+    """What is wrong with a line of a stage's file, or None."""
+    for name, (kinds, rule) in KINDS.items():
+        if name in row and not isinstance(row[name], kinds):
+            return f"`{name}` must be {rule}, found {str(row[name])[:40]!r}"
+    for reward in row.get("rewards", []):
+        if not isinstance(reward, NUMBER[0]):
+            return f"`rewards` must be a list of numbers, found {str(reward)[:40]!r}"
+    if row.get("rejected") is not None and "ended_rejected" not in row:
+        return "has no 'ended_rejected'"
+    if row.get("extra_responses"):
+        extra = {"responses": row["extra_responses"], "ended": row.get("extra_ended", "missing")}
+        if wrong_with_responses(extra):
+            return "`extra_responses` must be texts, `extra_ended` true or false for each"
+    return wrong_with_responses(row) if "responses" in row else None
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file, {} if there is no such file. Raises InputError if it is broken."""
     if not path.exists():
@@ -104,20 +146,30 @@ def write_text(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "w", encoding="utf-8", newline="\n") as file:
+        with writing(path), open(part, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before the rename says so
-    except OSError as error:
+            flush(file)  # on the disk before the rename says so
+    except InputError:
         part.unlink(missing_ok=True)
-        raise InputError(f"{path}: {unwritable(error)}") from error
+        raise
     part.replace(path)
 
 
-def unwritable(error: OSError) -> str:
-    """Why a file cannot be written, and what to do."""
-    advice = FREE_SPACE if error.errno in FULL else ""
-    return f"cannot be written ({error.strerror or error}){advice}"
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What keeps a file from being written, as a full disk does, becomes one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        advice = FREE_SPACE if error.errno in FULL else ""
+        reason = f"cannot be written ({error.strerror or error}){advice}"
+        raise InputError(f"{path}: {reason}") from error
+
+
+def flush(file: IO) -> None:
+    """Return when all that was written to a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_jsonl(path: str | Path, rows: list[dict]) -> None:
@@ -131,9 +183,14 @@ def write_new(path: str | Path, rows: list[dict]) -> None:
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     write_jsonl(free, rows)
-    remove(path.parent, f"{path.name}.batches-*")
+    remove(path.parent, batches_of(path))
     if free != path:
         raise InputError(f"--out {path}: has appeared meanwhile; the lines are in {free}")
+
+
+def batches_of(path: Path) -> str:
+    """The pattern of the files of common/journal.py, which lie beside the one to be made."""
+    return f"{glob.escape(path.name)}.batches-[0-9]*"
 
 
 def write_json(path: str | Path, value: dict) -> None:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from common.checkpoint import weight_files
 from common.distributed import on_main, rank
+from common.files import batches_of, flush, writing
 from common.runs import fingerprint
 
 
@@ -22,7 +22,7 @@ class Journal:
     def __init__(self, path: str | Path, folder: str | Path, args: Namespace):
         """path: the file that is to be made. folder: of the model that samples."""
         self.path, self.weights = Path(path), []
-        for file in weight_files(Path(folder)):
+        for file in [Path(folder) / "config.json", *weight_files(Path(folder))]:
             stat = file.stat()
             self.weights.append((file.name, stat.st_size, stat.st_mtime_ns))
         self.code, self.dtype = fingerprint()[0], args.dtype
@@ -30,13 +30,13 @@ class Journal:
 
     def read(self) -> dict[str, list]:
         found = {}
-        for file in self.path.parent.glob(f"{self.path.name}.batches-*"):
+        for file in self.path.parent.glob(batches_of(self.path)):
             for line in file.read_bytes().split(b"\n"):
                 try:
                     key, responses = json.loads(line)
-                except (ValueError, TypeError):  # the last line, if the process died in it
+                    found[key] = responses
+                except (ValueError, TypeError, RecursionError):  # the process died in this line
                     continue
-                found[key] = responses
         return found
 
     def key(self, *what: Any) -> str:
@@ -46,7 +46,6 @@ class Journal:
     def add(self, key: str, responses: list) -> None:
         file = self.path.with_name(f"{self.path.name}.batches-{rank()}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a") as lines:
+        with writing(file), open(file, "a") as lines:
             lines.write("\n" + json.dumps([key, responses]))  # the line before may be half of one
-            lines.flush()
-            os.fsync(lines.fileno())
+            flush(lines)

@@ -33,7 +33,7 @@ def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
     add("--k", type=integer(min_k), help="responses per problem")
     add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),
         help="divides the logits; 0 is greedy (paper: 0.7)")
-    add("--top-p", type=real(lambda v: 0 < v <= 1, "must be above 0 and at most 1"),
+    add("--top-p", type=real(lambda v: 0.001 <= v <= 1, "must be from 0.001 to 1"),
         help="share of probability kept at each token (paper: 0.9)")
     add("--max-new-tokens", type=integer(1), help="a longer response is cut off: it has no answer")
     add("--max-num-seqs", type=integer(1), default=512,
@@ -133,7 +133,7 @@ def usable_device(name: str) -> torch.device:
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # one that holds no numbers, as meta, is of no use
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"--device {name}: not usable here ({reason})") from error
@@ -157,14 +157,17 @@ def check_checkpoint(
             advice = f"; to get it from Hugging Face: hf download {folder} --local-dir DIR"
         raise InputError(f"{option} {folder}: no such folder{advice}")
     tokenizer, model = ChatTokenizer(folder, chat), kind.on_meta(folder)
+    prompt = tokenizer.encode_prompt("x")
+    if not prompt:
+        raise InputError(f"{folder}/tokenizer.json: makes no token of 'x'; copy the original")
     for file, last in (
-        ("tokenizer.json", max(tokenizer.tokenizer.get_vocab().values(), default=0)),
+        ("tokenizer.json", max([*tokenizer.tokenizer.get_vocab().values(), *prompt])),
         ("an eos_token_id", tokenizer.stop_ids[-1]),
     ):
         if last >= model.config.vocab_size:
             known = f"the model knows only {model.config.vocab_size}: they do not belong together"
             raise InputError(f"{folder}: {file} names token {last}, {known}")
-    if tokenizer.encode_prompt("x")[-1] in tokenizer.stop_ids:
+    if prompt[-1] in tokenizer.stop_ids:
         advice = "ends every prompt with EOS; take that out of its post_processor"
         raise InputError(f"{folder}/tokenizer.json: {advice}")
     return tokenizer

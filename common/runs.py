@@ -10,6 +10,7 @@ It is refused if an option was changed that a finished file depends on, and it w
 other code has made. `--from` takes over another run's files, as far as the options agree.
 """
 
+import filecmp
 import hashlib
 import json
 import shlex
@@ -21,10 +22,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from common.cli import InputError
+from common.cli import InputError, printable
 from common.distributed import on_main, rank
 from common.files import (locked, read_json, read_jsonl, remove, write_json, write_jsonl,
-                          wrong_with_responses)
+                          wrong_with_stage)
 from tasks.task import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ FIELDS = {
     "problems.jsonl": ("id", "question"),
     "responses.jsonl": ("id", "question", "prompt", "responses"),
     "rewards.jsonl": ("id", "rewards"),
-    "pairs.jsonl": ("id", "prompt", "chosen", "rejected", "weight"),
+    "pairs.jsonl": ("id", "prompt", "chosen", "rejected", "weight", "ended_chosen"),
     "reference.jsonl": ("id", "reference_chosen_logp", "reference_rejected_logp"),
     "log.jsonl": ("step", "epoch", "pairs", "loss"),
     "epochs.jsonl": ("epoch",),
@@ -95,6 +96,7 @@ class Run:
         """
         if self.has(name):
             rows = read_stage(self.folder / name, same_ids_as)
+            on_main(remove, self.folder, f"{name}.batches-*")  # if it ended right behind the file
             self.keep(name)
             return rows
         self.stop_before(name)
@@ -137,8 +139,7 @@ def place(name: str) -> tuple[int, int]:
 
 def read_stage(path: Path, of: list[dict] | None) -> list[dict]:
     """The lines of a finished stage. Raises InputError if they are not what this run made."""
-    complaint = wrong_with_responses if "responses" in FIELDS[path.name] else lambda row: None
-    rows = read_jsonl(path, FIELDS[path.name], complaint)
+    rows = read_jsonl(path, FIELDS[path.name], wrong_with_stage)
     anew = "delete the file to make it anew"
     if not rows:
         raise InputError(f"{path}: is empty; {anew}")
@@ -164,6 +165,8 @@ def read_stages(folder: Path) -> dict[str, dict]:
         record = read_json(folder / "stages.json")
         for name, stage in record["stages"].items():
             place(name), stage["seconds"] + 0.0, stage["code"] + ""
+        for files in record["code"].values():
+            files.keys()
         return record
     except (InputError, AttributeError, KeyError, TypeError, ValueError):
         return {"stages": {}, "code": {}}
@@ -217,6 +220,7 @@ def prepare(folder: Path, options: dict) -> None:
         reason = "its options.json is not of a run of train.py"
         raise InputError(f"--out {folder}: {reason}; choose another --out")
     made = [path for name in STAGES for path in folder.glob(f"M*/{name}")]
+    made += [path for path in folder.glob("*.json") if path.name in ("results.json", "stages.json")]
     if made and not before and not options["from"]:
         reason = f"has {made[0].relative_to(folder)}, but no options.json that says how it was made"
         raise InputError(f"--out {folder}: {reason}; choose another --out, or delete the stages")
@@ -292,7 +296,7 @@ def in_use(options: dict) -> dict:
 
 def per_round(value: Any, t: int) -> Any:
     """The value of an option in round t; a list has one for each round, the last one repeated."""
-    return value[min(max(t, 1), len(value)) - 1] if isinstance(value, list) else value
+    return value[min(max(t, 1), len(value)) - 1] if value and isinstance(value, list) else value
 
 
 def copy_stages(source: Path, folder: Path, options: dict) -> None:
@@ -331,6 +335,10 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file or a folder, which has its name only when it is whole."""
+    if target.exists():  # before a stop; or it is not ours
+        if not is_copy(source, target):
+            raise InputError(f"{target}: is not that of {source}; choose another --out")
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     if source.is_dir():
@@ -339,6 +347,12 @@ def copy_whole(source: Path, target: Path) -> None:
     else:
         shutil.copyfile(source, part)
     part.replace(target)
+
+
+def is_copy(source: Path, target: Path) -> bool:
+    if source.is_dir():
+        return all(is_copy(path, target / path.name) for path in source.iterdir())
+    return target.is_file() and filecmp.cmp(source, target, shallow=False)
 
 
 def fingerprint() -> tuple[str, dict[str, str]]:
@@ -375,8 +389,9 @@ def warn_of_other_code(folder: Path) -> None:
         if folder / round_ not in paths:
             paths += training_of(folder, f"{round_}/log.jsonl")
     command = shlex.join(["rm", "-r", *map(str, paths)])
-    print(f"WARNING: {', '.join(sorted(changed))} changed since these stages were made, which are "
-          f"KEPT: {', '.join(in_short(stale, kept))}. To make them anew: {command}")
+    files = printable(", ".join(sorted(changed)))  # some names are those of stages.json
+    print(f"WARNING: {files} changed since these stages were made, which are KEPT: "
+          f"{', '.join(in_short(stale, kept))}. To make them anew: {command}")
 
 
 def made_from(stale: list[str], kept: list[str]) -> list[str]:
@@ -408,7 +423,8 @@ def write_results(run: Run) -> dict[str, dict]:
     """Gather what is known of M0, M1, … from their files: results.json."""
     results = {}
     stages = read_stages(run.folder)["stages"]
-    for folder in sorted(run.folder.glob("M*"), key=lambda path: int(path.name[1:])):
+    rounds = [path for path in run.folder.glob("M*") if path.name[1:].isdecimal()]
+    for folder in sorted(rounds, key=lambda path: int(path.name[1:])):
         if not (folder / "eval.json").exists() and not (folder / "model").exists():
             continue
         entry = {"seconds": 0.0}

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 import shutil
 import signal
 from argparse import Namespace
@@ -18,8 +17,9 @@ from torch.optim import Optimizer
 from common.checkpoint import read_into, write_tensors
 from common.cli import InputError
 from common.distributed import on_main, world_size
-from common.files import read_jsonl, remove, write_jsonl
+from common.files import flush, remove, write_jsonl, writing
 from common.options import usable_device
+from common.runs import read_stage
 from model import Llama
 from scpo import EncodedPair
 from tasks.chat import ChatTokenizer
@@ -85,7 +85,9 @@ def restore_checkpoint(folder: Path, model: Llama, optimizer: Optimizer) -> list
     found = on_main(checkpoints, folder)
     if not found:
         return []
-    log = read_jsonl(found[-1] / "log.jsonl")
+    log = read_stage(found[-1] / "log.jsonl", None)
+    if found[-1].name != f"checkpoint-{len(log)}":
+        raise InputError(f"{found[-1]}: its log.jsonl has {len(log)} lines; delete the folder")
     weights = dict(model.named_parameters())
     read_into(weights, found[-1] / "weights")
     for moment in MOMENTS:
@@ -124,10 +126,11 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for path in sorted(source.iterdir()):
         of_the_model = path.name == "config.json" or "safetensors" in path.name
         if path.suffix in (".json", ".jinja", ".model") and not of_the_model:
-            shutil.copyfile(path, folder / path.name)
+            with writing(folder / path.name):
+                shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())  # on the disk before the folder gets its name
+        with writing(path), open(path, "rb") as file:
+            flush(file)  # on the disk before the folder gets its name
 
 
 def check_metrics(

@@ -33,7 +33,8 @@ class ChatTokenizer:
         Raises InputError for an unusable folder.
         """
         folder = Path(folder)
-        self.tokenizer = read_tokenizer(folder)
+        self.path = folder / "tokenizer.json"
+        self.tokenizer = read_tokenizer(self.path)
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.special_tokens = [token.content for token in added if token.special]
         self.chat = self.find_chat(folder) if chat == "auto" else chat
@@ -77,20 +78,24 @@ class ChatTokenizer:
 
         What looks like a special token inside the problem is encoded as the plain text it is.
         """
-        with_bos = not text.startswith("<|begin_of_text|>")
         before, after = self.template.split("{prompt}")
+        with_bos = not before.startswith("<|begin_of_text|>")
         inside = text[len(before) : len(text) - len(after)]
         if not any(token in inside for token in self.special_tokens):
-            return self.tokenizer.encode(text, add_special_tokens=with_bos).ids
-        ids = self.tokenizer.encode(before, add_special_tokens=with_bos).ids
-        ids += self.encode_plain(inside)
-        return ids + self.tokenizer.encode(after, add_special_tokens=False).ids
+            return self.encode(text, with_bos)
+        return self.encode(before, with_bos) + self.encode_plain(inside) + self.encode(after)
 
     def encode_plain(self, text: str) -> list[int]:
         self.tokenizer.encode_special_tokens = True  # the library's name for "as plain text"
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.encode(text)
         self.tokenizer.encode_special_tokens = False
         return ids
+
+    def encode(self, text: str, with_bos: bool = False) -> list[int]:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=with_bos).ids
+        except Exception as error:  # the library raises nothing more exact
+            raise InputError(f"{self.path}: cannot encode {text[:40]!r} ({error})") from error
 
     def encode_response(self, text: str, ended: bool = True) -> list[int]:
         """A response as it is trained on: apart from its prompt, with EOS if it was not cut off."""
@@ -118,10 +123,10 @@ def eos_ids(path: Path) -> list[int]:
     return ids
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
+def read_tokenizer(path: Path) -> Tokenizer:
     if not path.exists():
-        raise InputError(f"{folder}: has no tokenizer.json; copy it from the original checkpoint")
+        reason = "has no tokenizer.json; copy it from the original checkpoint"
+        raise InputError(f"{path.parent}: {reason}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more exact

@@ -3,6 +3,7 @@
 Also when their number changes midway, and when one of them fails.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import torch
 from conftest import ROOT, SHIPPED, SMALL, digest, run, stage_files
 from safetensors.torch import load_file
 
+import sample
 import train
 from common.files import read_jsonl
 
@@ -131,6 +133,32 @@ def test_stopped_on_two_ranks_and_continued_on_four_or_on_one(tmp_path):
     for name in ("many", "alone"):
         assert_alike(tmp_path / "one", tmp_path / name, 1)
         assert not list((tmp_path / name / "M1").glob("checkpoint-*"))
+
+
+def test_two_ranks_use_what_one_had_sampled(tmp_path, monkeypatch):
+    """Its finished batch is made unlike, to see it again in the end."""
+    how = [*SMALL, "--rounds", "1", "--limit", "8", "--max-num-seqs", "8", "--extra", "0"]
+    how += ["--no-eval", "--until", "M1/responses"]
+    run(train, *how, "--out", tmp_path / "one")
+    decode, made = sample.decode, []
+
+    def fail_in_the_second_batch(*args):
+        made.append(1)
+        return decode(*args) if len(made) == 1 else 1 / 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "decode", fail_in_the_second_batch)
+        with pytest.raises(ZeroDivisionError):
+            run(train, *how, "--out", tmp_path / "two")
+    [file] = (tmp_path / "two/M1").glob("responses.jsonl.batches-*")
+    key, responses = json.loads(file.read_text())
+    file.write_text(json.dumps([key, [[[], True] for _ in responses]]))
+    finish(launch(2, *how, "--out", tmp_path / "two"))
+    ours, theirs = ([text for row in read_jsonl(tmp_path / name / "M1/responses.jsonl")
+                     for text in row["responses"]] for name in ("one", "two"))
+    assert theirs.count("") == len(responses) == 8
+    assert [text for text in theirs if text] == [a for a, b in zip(ours, theirs) if b]
+    assert not list((tmp_path / "two/M1").glob("*.batches-*"))
 
 
 def test_ranks_that_fail_say_so_and_leave(tmp_path):

@@ -117,7 +117,7 @@ def is_killed(project: Path, file: str, text: str) -> bool:
     try:
         done = subprocess.run(command, cwd=project, capture_output=True, timeout=LIMIT,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
-        return done.returncode == 1
+        return done.returncode != 0
     except subprocess.TimeoutExpired:
         return True
     finally:

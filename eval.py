@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common.checks import check_lengths
-from common.cli import ArgumentParser, InputError, path, printable, run_script
+from common.cli import ArgumentParser, InputError, path_name, printable, run_script
 from common.files import check_out, read_responses, write_new
 from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args
@@ -200,8 +200,8 @@ def percent(value: float | None, standard_error: float | None = None) -> str:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser)
-    parser.add_argument("--responses", type=path, help="score this file instead of a model")
-    parser.add_argument("--out", type=path,
+    parser.add_argument("--responses", type=path_name, help="score this file instead of a model")
+    parser.add_argument("--out", type=path_name,
         help="keep the responses of a model here; must not exist yet")
     args = parse_args(parser, problems="test")
     if args.responses:

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from common.checks import check_lengths
-from common.cli import ArgumentParser, InputError, path, run_script
+from common.cli import ArgumentParser, InputError, path_name, run_script
 from common.distributed import all_gather_dict, progress_bar, rank, world_size
 from common.files import check_out, write_new
 from common.journal import Journal
@@ -362,7 +362,7 @@ def words_of(question: str) -> str:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add_sampling_options(parser)
-    parser.add_argument("--out", type=path, default="responses.jsonl",
+    parser.add_argument("--out", type=path_name, default="responses.jsonl",
         help="must not exist yet")
     args = parse_args(parser)
     check_out(args.out)

@@ -32,7 +32,7 @@ import eval as evaluation
 import sample
 import train
 import vote
-from common.cli import ArgumentParser, InputError, file_name, integer, run_script
+from common.cli import ArgumentParser, InputError, path_name, integer, run_script
 from common.files import write_json, write_jsonl
 from common.options import add_sampling_options
 from model import Llama
@@ -256,7 +256,7 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--seed", type=integer(0), default=0, help="of the cases")
     parser.add_argument("--count", type=integer(1), default=400, help="cases")
-    parser.add_argument("--out", type=file_name, default=str(ROOT / "bench/results/broken.json"),
+    parser.add_argument("--out", type=path_name, default=str(ROOT / "bench/results/broken.json"),
                         help="the numbers as JSON")
     args = parser.parse_args()
     counts, wrong = {}, []

@@ -60,7 +60,7 @@ def integer(least: int, rule: str = "") -> Callable[[str], int]:
     return parse
 
 
-def path(text: str) -> str:
+def path_name(text: str) -> str:
     """A type for `add_argument`: the name of a file or a folder."""
     if not text.strip() or not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r}: must be the name of a file or a folder")
@@ -69,7 +69,7 @@ def path(text: str) -> str:
 
 def path_or_none(text: str) -> str | None:
     """The same, but '' is none."""
-    return path(text) if text else None
+    return path_name(text) if text else None
 
 
 def real(accept: Callable[[float], bool], rule: str) -> Callable[[str], float]:

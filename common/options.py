@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from common.cli import ArgumentParser, InputError, integer, path, path_or_none, real
+from common.cli import ArgumentParser, InputError, integer, path_name, path_or_none, real
 from model import Llama, PreTrained
 from scpo import METHODS
 from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
@@ -28,8 +28,8 @@ def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
     """The options of sample.py, eval.py and train.py. Those without a default are the task's."""
     add = parser.add_argument
     add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
-    add("--model", type=path, help="checkpoint folder in Hugging Face's Llama layout")
-    add("--problems", type=path, help="JSON lines as the task's publisher ships them")
+    add("--model", type=path_name, help="checkpoint folder in Hugging Face's Llama layout")
+    add("--problems", type=path_name, help="JSON lines as the task's publisher ships them")
     add("--k", type=integer(min_k), help="responses per problem")
     add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),
         help="divides the logits; 0 is greedy (paper: 0.7)")
@@ -59,7 +59,7 @@ def add_run_options(parser: Parser) -> None:
         help="problems to select an epoch by; answers are read only for --select dev")
     add("--answers", type=path_or_none,
         help="problems with answers, for gold and semi if --problems has none")
-    add("--out", type=path,
+    add("--out", type=path_name,
         help="folder of the run, runs/TASK if not given; a run that is there goes on")
     add("--from", type=path_or_none,
         help="a run whose stages are taken over, as far as the options agree; or one stage of it, "
@@ -77,7 +77,7 @@ def add_run_options(parser: Parser) -> None:
         help="checkpoint folder of the model that writes them, if not M_{t-1} (paper: "
         "Llama-3 Instruct 8B)")
     add("--method", choices=METHODS, default="scpo", help=methods)
-    add("--reward-model", type=path,
+    add("--reward-model", type=path_name,
         help="checkpoint folder in ArmoRM's layout, for --method reward")
     add("--unweighted", action="store_true", help="w(x) = 1 (paper, Table 4)")
     add("--select", choices=SELECTIONS, default="last", help="which epoch's model "

@@ -129,7 +129,7 @@ def wrong_with_problem(row: dict, task: Task) -> str | None:
         return "`id` must be a text or a number"
     question = row[task.question_field]
     if not isinstance(question, str) or not question.strip():
-        return f"`{task.question_field}` must be a text, found {str(question)[:40]!r}"
+        return f"`{task.question_field}` must be a text, found {repr(question)[:40]}"
     if not task.puzzle:
         return None
     header = table_header(row)

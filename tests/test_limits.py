@@ -68,7 +68,7 @@ def test_given_problems_that_are_too_long_are_left_out_and_counted(
 ):
     run(train, *SMALL, "--model", model, "--problems", problems, "--test", "", "--until",
         "M1/problems", "--out", tmp_path / "run")
-    assert "M1 problems: 1 of 6 given ones are left out, too long" in capsys.readouterr().out
+    assert "M1 problems: 1 given ones are left out, too long" in capsys.readouterr().out
     ids = [row["id"] for row in read_jsonl(tmp_path / "run/M1/problems.jsonl")]
     assert len(ids) == 5 and "the long one" not in ids
 
@@ -77,13 +77,13 @@ def test_no_problem_that_fits_is_one_line(model, problems, tmp_path, error_of):
     write_jsonl(problems, [row for row in read_jsonl(problems) if row["id"] == "the long one"])
     message = error_of(train, *SMALL, "--model", model, "--problems", problems, "--test", "",
                        "--out", tmp_path / "run")
-    assert f"{problems}: no problem fits" in message and "lower --max-new-tokens" in message
+    assert f"{problems}: all problems are too long; lower --max-new-tokens" in message
 
 
 def test_examples_that_are_too_long_for_the_writer_are_dropped_and_counted(monkeypatch):
     """Of two problems one fits: two of the pairs of examples are read, the other calls are not."""
     given = [{"question": "Tom has 3 apples?"}, {"question": "Tom has 3 apples? " * 30}]
-    task = replace(Task.load("toy"), examples=1)
+    task = replace(Task.load("toy"), n_examples=1)
     read = []
 
     def count(model, prompts, *args, **more):

@@ -1,6 +1,6 @@
 """Kill -9 a run on two processes at random moments; what it goes on to must be an undisturbed run.
 
-    python bench/kill.py [--times 20] [--ranks 2]
+    python bench/kill.py [--times 20] [--ranks 2] [--out kill.json]
 
 A small run of the toy task through every stage: two rounds, self-written problems, an epoch
 selected by votes, a checkpoint after every second step. Each trial starts anew, is killed with all
@@ -8,6 +8,7 @@ its processes before the time that an undisturbed run takes, is started again, a
 same files, bit by bit.
 """
 
+import json
 import os
 import random
 import shutil
@@ -78,15 +79,15 @@ def main() -> None:
     parser.add_argument("--times", type=integer(1), default=20, help="trials")
     parser.add_argument("--ranks", type=integer(1), default=2, help="processes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", default="kill.json", help="where and how each trial ended")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
+    rng, trials = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         expected, seconds = undisturbed(folder, args.ranks)
         print(f"undisturbed: {seconds:.1f} s, {len(expected)} files")
-        done = same = 0
-        while done < args.times:
-            out, moment = folder / f"run-{done}", rng.uniform(0.35, 1.0) * seconds
+        while len(trials) < args.times:
+            out, moment = folder / f"run-{len(trials)}", rng.uniform(0.35, 1.0) * seconds
             shutil.rmtree(out, ignore_errors=True)
             process = start(args.ranks, out)
             time.sleep(moment)
@@ -94,13 +95,14 @@ def main() -> None:
                 continue
             kill(process)
             place, code = newest(out), start(args.ranks, out).wait()
-            outcome = "DID NOT go on"
-            if code == 0:
-                outcome = "the same in the end" if files(out) == expected else "NOT the same"
-            done, same = done + 1, same + (outcome == "the same in the end")
-            print(f"{done:2}. killed after {moment:5.1f} s, last written {place}: {outcome}",
-                  flush=True)
-    print(f"{same} of {args.times} ended with the same files")
+            same = code == 0 and files(out) == expected
+            trials.append({"last_written": place, "same": same})
+            print(f"{len(trials):2}. killed after {moment:5.1f} s, last written {place}, exit code "
+                  f"then {code}: {'the same in the end' if same else 'NOT the same'}", flush=True)
+    n_same = sum(trial["same"] for trial in trials)
+    print(f"{n_same} of {args.times} ended with the same files")
+    result = {"ranks": args.ranks, "trials": trials}
+    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A coverage-guided fuzzer on what reads text from strangers (needs atheris: pip install atheris).
 
-    python bench/fuzz.py extract --minutes 30     # responses of a model: any text, under 0.2 s
+    python bench/fuzz.py extract --minutes 30     # responses of a model: any text, in no time
     python bench/fuzz.py load --minutes 30        # files: JSON lines, config.json, weights, index
 
 A finding is an exception that is no InputError, an answer whose spelling is not its own, or a text
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.cli import ArgumentParser, InputError, integer, run_script
 
-MAX_SECONDS = 0.2
+MAX_SECONDS = 1.0  # instrumented code is several times slower; plain code has 0.2 s
 PIECES = [  # what the formats are made of; the fuzzer finds the rest
     r"\boxed{", "}", "####", "answer is ", r"\frac{1}{2}", r"\sqrt{", "$", "<think>", "</think>",
     '{"solution": {"House 1": {', '"___"', "```json", "\nQuestion:", "**Answer:**", r"\begin{",

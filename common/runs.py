@@ -215,7 +215,7 @@ def portable(options: dict) -> dict:
 
 
 def prepare(folder: Path, options: dict) -> None:
-    before = read_json(folder / "options.json")
+    before = portable(read_json(folder / "options.json"))
     if before and not before.keys() >= {"task", "rounds", "seed"}:
         reason = "its options.json is not of a run of train.py"
         raise InputError(f"--out {folder}: {reason}; choose another --out")
@@ -307,7 +307,7 @@ def copy_stages(source: Path, folder: Path, options: dict) -> None:
     last, why = "", ""
     if source.name in STAGES:
         source, last = source.parent.parent, f"{source.parent.name}/{source.name}"
-    before = read_json(source / "options.json")
+    before = portable(read_json(source / "options.json"))
     if not before:
         advice = "give the folder of a run, or a stage of it as runs/toy/M1/responses.jsonl"
         raise InputError(f"--from {source}: has no options.json; {advice}")

@@ -14,7 +14,6 @@ import random
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from common.files import check_out, read_responses, write_new
 from common.journal import Journal
 from common.options import add_sampling_options, load_checkpoint, parse_args
 from model import Llama
-from sample import SamplingParams, answer_problems
+from sample import GREEDY, SamplingParams, answer_problems
 from tasks.chat import ChatTokenizer
 from tasks.task import Task, gold_answer, normalize_gold, read_problems
 from tasks.zebralogic.puzzle import is_easy, right_cells
@@ -58,12 +57,11 @@ def evaluate(
 ) -> list[dict]:
     """One greedy response and k samples to each problem, with its gold answer."""
     seeds = [seed, *EVALUATING]
-    greedy = answer_problems(model, tokenizer, task, problems, 1, replace(params, temperature=0.0),
-                             seed=seeds, journal=journal, desc=f"{name}: greedy")
-    rows = answer_problems(model, tokenizer, task, problems, k, params, seed=seeds,
-                           journal=journal, desc=f"{name}: {k} samples")
-    for row, single, problem in zip(rows, greedy, problems):
-        row["greedy"], row["greedy_ended"] = single["responses"][0], single["ended"][0]
+    rows = answer_problems(model, tokenizer, task, problems, 1 + k, params, seed=seeds,
+                           first_sample=GREEDY, journal=journal,
+                           desc=f"{name}: a greedy response and {k} samples")
+    for row, problem in zip(rows, problems):
+        row["greedy"], row["greedy_ended"] = row["responses"].pop(0), row["ended"].pop(0)
         row["gold"] = gold_answer(problem, task.name)
     return rows
 

@@ -82,13 +82,14 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) → hidden states (B, T, hidden_size).
 
-        With a cache, the tokens follow those that it holds, and are added to them.
+        With a cache, the first call reads the prompts, (P, T), and each later one the next token
+        of every row, (R, 1).
         """
         x = self.embed_tokens(tokens)  # (B, T, hidden_size)
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, T)
         else:
-            positions = cache.extend(tokens.shape[1])  # (B, T)
+            positions = cache.next_positions(tokens.shape[1])  # (1, T), then (R, 1)
         rope = rope_table(positions, self.config, x.dtype)
         for layer, block in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -137,21 +138,8 @@ class Attention(nn.Module):
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:
-            k, v = cache.append(layer, k, v)  # (B, n_kv_heads, S, head_dim)
-            y = grouped_attention(q, k, v, cache.mask)
+            y = cache.attend(layer, q, k, v)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, hidden_size)
-
-
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q (B, n_heads, T, head_dim), k, v (B, n_kv_heads, S, head_dim), mask (B, 1, T, S) → as q.
-
-    PyTorch's fast kernels take a mask or grouped queries, but not both. So the
-    queries of a group are laid out as rows of one head.
-    """
-    group = q.shape[1] // k.shape[1]
-    rows = q.reshape(*k.shape[:2], -1, q.shape[-1])  # (B, n_kv_heads, group · T, head_dim)
-    mask = mask.repeat(1, 1, group, 1)  # (B, 1, group · T, S)
-    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape_as(q)
 
 
 class MLP(nn.Module):
@@ -213,43 +201,103 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens read so far: an argument of the forward pass.
 
-    Rows may hold different numbers of tokens, `lengths` (B,). A row's next token
-    goes to its slot `lengths[row]`; the slots from there on are never looked at,
-    whatever they hold.
+    k rows continue each prompt. They share one copy of its keys and values; what a row has
+    generated is its own. All rows are at the same step.
     """
 
-    def __init__(
-        self, config: Config, rows: int, slots: int, dtype: torch.dtype, device: torch.device
-    ):
-        shape = (rows, config.num_key_value_heads, slots, config.head_dim)  # as attention reads it
-        layers = range(config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,)
+    def __init__(self, prompt_lengths: Tensor, k: int, max_new_tokens: int):
+        """prompt_lengths (P,): prompts are padded on the right, and padding is never looked at."""
+        self.prompt_lengths, self.max_new_tokens = prompt_lengths, max_new_tokens
+        self.n_generated = 0  # tokens of each row
+        self.prompts: list[tuple[Tensor, Tensor]] = []  # keys, values (P, n_kv_heads, T, head_dim)
+        self.rows: list[tuple[Tensor, Tensor]] = []  # (R, n_kv_heads, max_new_tokens, head_dim)
+        device = prompt_lengths.device
+        padding = torch.arange(int(prompt_lengths.max()), device=device) >= prompt_lengths[:, None]
+        self.bias = padding.float().masked_fill(padding, -math.inf)[:, None, None]  # (P, 1, 1, T)
+        self.place(torch.arange(len(prompt_lengths), device=device).repeat_interleave(k))
 
-    def extend(self, n_tokens: int) -> Tensor:
-        """Make room for the next tokens of each row; their positions, (B, n_tokens)."""
-        new = torch.arange(n_tokens, device=self.lengths.device)  # (T,)
-        self.positions = self.lengths[:, None] + new  # (B, T)
-        self.n_visible = int(self.positions.max()) + 1  # S
-        slots = torch.arange(self.n_visible, device=new.device)  # (S,)
-        self.mask = (slots <= self.positions[:, :, None])[:, None]  # (B, 1, T, S), True: look
-        self.lengths = self.lengths + n_tokens
-        return self.positions
+    def place(self, prompt_of_row: Tensor) -> None:
+        """Rows as a table with a line of places for each prompt; prompt_of_row (R,) ascends."""
+        counts = prompt_of_row.bincount()  # (P,), none of them 0
+        first = counts.cumsum(0) - counts  # (P,): each prompt's first row
+        number = torch.arange(len(prompt_of_row), device=counts.device) - first[prompt_of_row]
+        self.prompt_of_row = prompt_of_row
+        self.table = (len(counts), int(counts.max()))
+        self.place_of_row = prompt_of_row * self.table[1] + number  # (R,)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, n_kv_heads, T, head_dim); returns all that is visible, S in place of T."""
-        rows = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
-        self.keys[layer][rows, :, self.positions] = k.transpose(1, 2)
-        self.values[layer][rows, :, self.positions] = v.transpose(1, 2)
-        return self.keys[layer][:, :, : self.n_visible], self.values[layer][:, :, : self.n_visible]
+    def next_positions(self, n_tokens: int) -> Tensor:
+        """Positions of this call's tokens: (1, T) of the prompts', then (R, 1)."""
+        self.reads_prompts = not self.prompts
+        if self.reads_prompts:
+            return torch.arange(n_tokens, device=self.prompt_lengths.device)[None]
+        positions = self.prompt_lengths[self.prompt_of_row] + self.n_generated  # (R,)
+        self.n_generated += 1
+        return positions[:, None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v, and attend to all that q may see: (B, heads, T, head_dim) each, as q."""
+        if self.reads_prompts:
+            self.prompts.append((k.contiguous(), v.contiguous()))
+            shape = (len(self.prompt_of_row), k.shape[1], self.max_new_tokens, k.shape[3])
+            self.rows.append((k.new_empty(shape), k.new_empty(shape)))
+            # Attention is causal, so the padding on the right reaches no token.
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        keys, values = self.rows[layer]
+        keys[:, :, self.n_generated - 1] = k[:, :, 0]
+        values[:, :, self.n_generated - 1] = v[:, :, 0]
+        keys, values = keys[:, :, : self.n_generated], values[:, :, : self.n_generated]
+        grouped = q.reshape(*k.shape[:2], -1, q.shape[-1])  # (R, n_kv_heads, group, head_dim)
+        own, own_lse = attention_lse(grouped, keys, values)
+        shared, shared_lse = attention_lse(self.by_prompt(grouped), *self.prompts[layer], self.bias)
+        shared, shared_lse = self.by_row(shared), self.by_row(shared_lse)
+        # One softmax over both parts: each part has the share that its exponentials have.
+        share = torch.sigmoid(shared_lse - own_lse)[..., None]  # (R, n_kv_heads, group, 1)
+        return torch.lerp(own.float(), shared.float(), share).to(q.dtype).reshape_as(q)
+
+    def by_prompt(self, x: Tensor) -> Tensor:
+        """(R, n_kv_heads, group, …) → (P, n_kv_heads, places · group, …); empty places hold 0."""
+        n_prompts, places = self.table
+        table = x.new_zeros(n_prompts * places, *x.shape[1:])
+        table[self.place_of_row] = x
+        return table.unflatten(0, self.table).transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        """The way back: (P, n_kv_heads, places · group, …) → (R, n_kv_heads, group, …)."""
+        table = x.unflatten(2, (self.table[1], -1)).transpose(1, 2).flatten(0, 1)
+        return table[self.place_of_row]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows. One that is repeated shares its prompt, one left out is dropped."""
-        for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):  # in turn, so that no second cache is needed
-                tensors[layer] = tensor.index_select(0, rows)
-        self.lengths = self.lengths.index_select(0, rows)
+        """Drop all other rows, and prompts that none continues. rows ascends."""
+        kept, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
+        for layer, (keys, values) in enumerate(self.rows):  # in turn: no second cache is needed
+            self.rows[layer] = (keys[rows], values[rows])
+            keys, values = self.prompts[layer]
+            self.prompts[layer] = (keys[kept], values[kept])
+        self.prompt_lengths, self.bias = self.prompt_lengths[kept], self.bias[kept]
+        self.place(prompt_of_row)
+
+
+def attention_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention (…, T, head_dim), and the log-sum-exp of its scores (…, T), in fp32.
+
+    q (…, T, head_dim), k and v (…, S, head_dim), bias (…, 1, S) is added to the scores.
+    """
+    if q.device.type == "cpu":  # its kernel is much faster than the formula
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(q, k, v, attn_mask=bias)
+    return attention_lse_formula(q, k, v, bias)
+
+
+def attention_lse_formula(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])  # (…, T, S)
+    if bias is not None:
+        scores = scores + bias
+    lse = scores.logsumexp(-1)  # (…, T)
+    return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse
 
 
 # --------------------------------------------------------------------------------------------

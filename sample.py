@@ -42,7 +42,8 @@ from vote import NEXT_QUESTION, show_votes
 DROP_BELOW = 7 / 8  # share of rows still active: dropping copies the cache, so not for every row
 STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes every row's text
 STOP_FN_TOKENS = 40  # last tokens of a response in which a stop string is looked for
-NUCLEUS = 1024  # likeliest tokens looked at first; if they hold less than top_p, all are sorted
+GREEDY = -1  # the number of the sample that is no sample: the likeliest token at every step
+NUCLEUS = (64, 1024)  # likeliest tokens that are looked at; if they hold less than top_p, all
 
 StopFn = Callable[[list[int]], bool]  # whether these tokens end a response
 
@@ -84,7 +85,8 @@ def generate(
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
     stop_ids: tokens that end a response. stop_fn: ends one by its text.
-    first_sample: the index of the first sample; each index has its own random numbers.
+    first_sample: the index of the first sample; each index has its own random numbers, and the
+    response with index GREEDY, which comes before 0, has none.
     journal: keeps finished batches on disk, and has those of a run that was stopped.
     desc: names the progress bar. Raises InputError for a prompt that is too long for the model.
     """
@@ -139,7 +141,9 @@ def make_batches(
 
 
 def draw_uniforms(seed: Sequence[int], prompt: list[int], sample: int, count: int) -> np.ndarray:
-    """(count,) numbers in [0, 1), one for each token of a response."""
+    """(count,) numbers in [0, 1), one for each token of a response. Those of a greedy one are 0."""
+    if sample == GREEDY:
+        return np.zeros(count, dtype=np.float32)
     problem = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())
     return np.random.default_rng([*seed, problem, sample]).random(count, dtype=np.float32)
 
@@ -150,17 +154,11 @@ def prefill(
     """Read each prompt once: the cache and the next logits (R, vocab_size), of k rows for each."""
     tokens = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)  # (P, T)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)  # (P,)
-    slots, dtype = tokens.shape[1] + max_new_tokens, model.model.norm.weight.dtype
-    cache = KVCache(model.config, len(prompts), slots, dtype, model.device)
+    cache = KVCache(lengths, k, max_new_tokens)
     hidden = model.model(tokens.to(model.device), cache)  # (P, T, hidden_size)
-    cache.lengths = lengths  # padding lies beyond: it is never seen, and overwritten later
-    prompt = torch.arange(len(prompts), device=model.device)
-    logits = model.compute_logits(hidden[prompt, lengths - 1])  # (P, vocab_size)
-    if k == 1:
-        return cache, logits
-    prompt_of_row = prompt.repeat_interleave(k)  # (R,)
-    cache.select(prompt_of_row)
-    return cache, logits[prompt_of_row]
+    last = hidden[torch.arange(len(prompts), device=model.device), lengths - 1]
+    logits = model.compute_logits(last)  # (P, vocab_size)
+    return cache, logits.repeat_interleave(k, dim=0)
 
 
 def decode(
@@ -208,16 +206,10 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
         tokens = logits.argmax(-1)  # of a NaN, if there is one
         check_finite(logits.gather(-1, tokens[:, None]))
         return tokens
-    probs = torch.softmax(logits.float() / temperature, dim=-1)  # (R, vocab_size)
-    n_likeliest = min(NUCLEUS, probs.shape[-1])
-    likeliest, ids = probs.topk(n_likeliest, dim=-1)  # (R, N), descending
-    check_finite(likeliest[:, 0])
-    tokens = sample_nucleus(likeliest, ids, uniforms, top_p)
-    wider = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is larger than that
-    if n_likeliest < probs.shape[-1] and len(wider):
-        everything, ids = probs[wider].sort(dim=-1, descending=True, stable=True)
-        tokens[wider] = sample_nucleus(everything, ids, uniforms[wider], top_p)
-    return tokens
+    fp32_temperature = torch.tensor([temperature], device=logits.device)  # makes the quotient fp32
+    probs = torch.softmax(logits / fp32_temperature, dim=-1)  # (R, vocab_size)
+    check_finite(probs[:, 0])
+    return sample_nucleus(probs, uniforms, top_p, NUCLEUS)
 
 
 def check_finite(values: Tensor) -> None:
@@ -226,14 +218,29 @@ def check_finite(values: Tensor) -> None:
         raise InputError(f"the model's logits are NaN or infinite: {advice}")
 
 
-def sample_nucleus(probs: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """One of the ids (R, N) per row by inverse CDF; probs (R, N) descend, uniforms (R,)."""
-    likelier = probs.cumsum(-1) - probs  # (R, N): what the tokens before hold together
-    nucleus = probs * (likelier < top_p)  # 0 from where they hold top_p already
+def sample_nucleus(
+    probs: Tensor, uniforms: Tensor, top_p: float, sizes: Sequence[int]
+) -> Tensor:
+    """One token per row by inverse CDF: (R,) from probs (R, vocab_size) and uniforms (R,).
+
+    sizes: how many of the likeliest tokens are looked at, first and where these hold less than
+    top_p; behind the last one, all.
+    """
+    if sizes and sizes[0] < probs.shape[-1]:
+        likeliest, ids = probs.topk(sizes[0], dim=-1)  # (R, N) each, descending
+    else:
+        likeliest, ids = probs.sort(dim=-1, descending=True, stable=True)
+        sizes = ()
+    likelier = likeliest.cumsum(-1) - likeliest  # (R, N): what the tokens before hold together
+    nucleus = likeliest * (likelier < top_p)  # 0 from where they hold top_p already
     reached = nucleus.cumsum(-1)  # (R, N)
     index = (reached <= uniforms[:, None] * reached[:, -1:]).sum(-1)  # (R,)
     last = (nucleus > 0).sum(-1) - 1  # rounding may push the index one too far
-    return ids.gather(-1, torch.minimum(index, last)[:, None])[:, 0]
+    tokens = ids.gather(-1, torch.minimum(index, last)[:, None])[:, 0]
+    wider = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is larger than that
+    if sizes and len(wider):
+        tokens[wider] = sample_nucleus(probs[wider], uniforms[wider], top_p, sizes[1:])
+    return tokens
 
 
 # --------------------------------------------------------------------------------------------

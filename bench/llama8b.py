@@ -86,7 +86,7 @@ def compare(args: Namespace, model: Llama, found: float, how: str) -> str:
     n_pairs = ranks * args.micro_batch_size * args.micro_batches
     kinds = memory(
         model, getattr(torch, args.dtype), ranks, prompt=args.prompt, response=args.response,
-        batch_size=n_pairs, micro_batch_size=args.micro_batch_size, max_num_seqs=1,
+        prompt_tokens=0, batch_size=n_pairs, micro_batch_size=args.micro_batch_size, max_num_seqs=0,
         activation_checkpointing=args.activation_checkpointing)
     budget = kinds["training, at most"]
     return (f"training, {ranks} ranks, {n_pairs} pairs a step: budget {budget / GIB:.2f} GiB, "

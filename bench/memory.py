@@ -32,6 +32,10 @@ def print_budget(args: Namespace) -> None:
     problems = read_problems(args.problems, task, args.limit)
     prompts = [tokenizer.prompt_for(task, problem) for problem in problems]
     longest = max(len(tokenizer.encode_prompt(prompt)) for prompt in prompts)
+    prompt_tokens = math.ceil(args.max_num_seqs / args.k) * longest
+    if any(per_round(args.new_problems, t) for t in range(1, args.rounds + 1)):
+        # The problem writer reads several problems, and each row others.
+        prompt_tokens = args.max_num_seqs * longest * task.n_examples
     needs = {}
     for ranks in sorted({1, 2, 4, 8, world_size()}):
         needs[ranks] = memory(
@@ -40,6 +44,7 @@ def print_budget(args: Namespace) -> None:
             ranks,
             prompt=longest,
             response=args.max_new_tokens,
+            prompt_tokens=prompt_tokens,
             batch_size=args.batch_size,
             micro_batch_size=args.micro_batch_size,
             max_num_seqs=args.max_num_seqs,
@@ -82,6 +87,7 @@ def memory(
     *,
     prompt: int,
     response: int,
+    prompt_tokens: int,
     batch_size: int,
     micro_batch_size: int,
     max_num_seqs: int,
@@ -89,7 +95,9 @@ def memory(
 ) -> dict[str, float]:
     """Bytes on each rank, by kind, of training on batches of pairs and of sampling.
 
-    prompt, response: the longest, in tokens. dtype: of matrix products and of sampling.
+    prompt, response: the longest, in tokens. prompt_tokens: of all prompts that a batch of
+    max_num_seqs rows continues; rows of the same prompt share it. dtype: of matrix products and
+    of sampling.
     """
     config, width, layers = model.config, dtype.itemsize, model.config.num_hidden_layers
     total = sum(p.numel() for p in model.parameters())
@@ -119,12 +127,12 @@ def memory(
         gradients(blocks - block) + whole + inside + on_its_way,  # of the first
         gradients(blocks) + (width + 4 + 4 / ranks) * root,  # of all that is no block
     )
-    slots = max_num_seqs * (prompt + response)
+    slots = prompt_tokens + max_num_seqs * response
     cache = width * slots * layers * 2 * config.num_key_value_heads * config.head_dim
     cache *= 1 + 1 / (2 * layers)  # dropping rows copies it tensor by tensor
-    passing = max_num_seqs * max(
-        width * prompt * 3 * (config.hidden_size + config.intermediate_size),  # greedy
-        config.vocab_size * (width + 4 * 4),  # a step's logits, and what is made of them
+    passing = max(
+        width * prompt_tokens * 3 * (config.hidden_size + config.intermediate_size),
+        max_num_seqs * config.vocab_size * (width + 4 * 4),  # a step's logits and probabilities
     )
     weights = 4 * total / ranks
     return {

@@ -32,13 +32,14 @@ def on_meta(hf_config: dict) -> Llama:
 
 
 def budget_of_8b(ranks: int, micro_batch_size: int, checkpointing: bool = True) -> dict[str, float]:
-    """Of GSM8K: prompts of 242 tokens, responses of 512; batches of 16 pairs, 64 rows at once."""
+    """Of GSM8K: prompts of 242 tokens, responses of 512; batches of 16 pairs, 8 · 8 rows."""
     return memory(
         on_meta(LLAMA3_8B),
         torch.bfloat16,
         ranks,
         prompt=242,
         response=512,
+        prompt_tokens=8 * 242,
         batch_size=16,
         micro_batch_size=micro_batch_size,
         max_num_seqs=64,
@@ -67,10 +68,10 @@ def test_weights_moments_and_gradients_are_shared_by_the_ranks(ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_each_rank_samples_from_a_whole_model(ranks):
-    """In bf16; keys and values of 64 rows of 754 tokens, 32 layers of 8 heads of 128."""
+    """In bf16: keys and values of 8 prompts and 64 responses, 32 layers of 8 heads of 128."""
     kinds = budget_of_8b(ranks, micro_batch_size=16)
     assert kinds["sampling: weights"] == 2 * N_8B
-    assert kinds["sampling: cache"] == (1 + 1 / 64) * 64 * 754 * 32 * 2 * 8 * 128 * 2
+    assert kinds["sampling: cache"] == (1 + 1 / 64) * (8 * 242 + 64 * 512) * 32 * 2 * 8 * 128 * 2
     assert kinds["sampling, at most"] == sum(
         kinds[f"sampling: {kind}"] for kind in ("weights", "cache", "in passing"))
 
@@ -160,8 +161,8 @@ def test_dry_run_prints_the_budget_and_makes_nothing(tmp_path, capsys):
     run(train, "--dry-run", "--out", tmp_path / "run")
     shown = capsys.readouterr().out
     assert "760,832 parameters" in shown and "fits in cpu" in shown
-    assert "M1: up to 1000 problems x 8 = 8000 responses, 0.8M tokens; up to 64 steps" in shown
-    assert "M2: up to 2000 problems x 8 = 16000 responses, 1.5M tokens; up to 126 steps" in shown
+    assert "M1: up to 1000 problems x 8 = 8000 responses, 0.8M tokens; up to 160 steps" in shown
+    assert "M2: up to 2000 problems x 8 = 16000 responses, 1.5M tokens; up to 315 steps" in shown
     assert not (tmp_path / "run").exists()
 
 

@@ -46,7 +46,8 @@ def evaluate_checkpoint(
     task = Task.load(args.task)
     rows = read_problems(problems, task, args.limit)
     check_lengths(problems, folder, task, args)
-    model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype)
+    model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype,
+                                       system=args.system)
     params = SamplingParams.from_args(args)
     journal = Journal(out, folder, args) if out else None
     return evaluate(model, tokenizer, task, rows, args.k, params, args.seed, journal, name)

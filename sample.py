@@ -369,7 +369,8 @@ def main() -> None:
     task = Task.load(args.task)
     problems = read_problems(args.problems, task, args.limit)
     check_lengths(args.problems, args.model, task, args)
-    model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype)
+    model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype,
+                                       system=args.system)
     journal = Journal(args.out, args.model, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, SamplingParams.from_args(args),
                            seed=[args.seed], journal=journal, desc="sampling")

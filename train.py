@@ -119,8 +119,9 @@ def make_problems(source: Path, args: Namespace, folder: Path, t: int) -> list[d
         return given
     tests = read_problems(args.test, task) if args.test else []
     known = [problem["question"] for problem in tests]
-    chat = "auto" if args.writer else args.chat
-    writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype)
+    chat, system = ("auto", None) if args.writer else (args.chat, args.system)
+    writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype,
+                                        system=system)
     journal = Journal(folder / "problems.jsonl", args.writer or source, args)
     new, dropped = write_problems(
         writer, tokenizer, task, given, count, SamplingParams.from_args(args),
@@ -138,7 +139,8 @@ def make_responses(
 ) -> list[dict]:
     """k responses to each problem; where all agree, hotter ones too, to find one to reject."""
     task = Task.load(args.task)
-    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype)
+    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype,
+                                       system=args.system)
     params, seed = SamplingParams.from_args(args), [args.seed, t, ANSWERING]
     journal = Journal(folder / "responses.jsonl", source, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, params, seed=seed,

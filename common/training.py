@@ -37,7 +37,7 @@ def load_for_training(source: Path, args: Namespace) -> tuple[Llama, ChatTokeniz
     else:
         model = Llama.from_pretrained(source, device=device)
     model.model.activation_checkpointing = args.activation_checkpointing
-    return model, ChatTokenizer(source, args.chat)
+    return model, ChatTokenizer(source, args.chat, args.system)
 
 
 def shard(model: Llama, device: torch.device, dtype: torch.dtype) -> Llama:

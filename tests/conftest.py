@@ -37,6 +37,11 @@ DATA = Path(os.environ.get("SCPO_DATA", "/no/such/folder"))
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="SCPO_DATA does not name the folder of benchmark data")
 
+# Real checkpoint folders, likewise.
+MODELS = Path(os.environ.get("SCPO_MODELS", "/no/such/folder"))
+needs_models = pytest.mark.skipif(
+    not MODELS.is_dir(), reason="SCPO_MODELS does not name a folder of checkpoint folders")
+
 # --------------------------------------------------------------------------------------------
 # Tiny models
 

@@ -66,6 +66,7 @@ def evaluate(
     for row, single, problem in zip(rows, greedy, problems):
         row["greedy"], row["greedy_ended"] = single["responses"][0], single["ended"][0]
         row["gold"] = gold_answer(problem, task.name)
+        del row["response_ids"]  # nobody trains on these
     return rows
 
 

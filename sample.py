@@ -267,14 +267,15 @@ def answer_problems(
         first_sample=first_sample, journal=journal, desc=desc)
     rows = []
     for problem, prompt, responses in zip(problems, prompts, sampled):
-        texts, ended = [], []
+        texts, ended, ids = [], [], []
         for response in responses:
             text = tokenizer.decode(response.tokens)
             kept = before_stop(text, stops)
             texts.append(kept)
             ended.append(response.ended or len(kept) < len(text))
+            ids.append(tokenizer.tokens_of(kept, response.tokens))
         row = {"id": problem["id"], "question": problem["question"], "prompt": prompt}
-        rows.append({**row, "responses": texts, "ended": ended})
+        rows.append({**row, "responses": texts, "ended": ended, "response_ids": ids})
     return rows
 
 

@@ -41,7 +41,7 @@ from common.checks import check_inputs, fits_context
 from common.cli import ArgumentParser, InputError, printable, run_script
 from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
                                 progress_bar, split, world_size)
-from common.files import remove, write_json
+from common.files import remove, sampled_ids, write_json
 from common.journal import Journal
 from common.options import (add_run_options, add_sampling_options, add_training_options,
                             load_checkpoint, parse_args, usable_device)
@@ -49,8 +49,9 @@ from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, check_metrics, free_memory, load_for_training,
-                             restore_checkpoint, save_checkpoint, save_model, summary)
+from common.training import (caught_signals, check_metrics, check_tokens, free_memory,
+                             load_for_training, restore_checkpoint, save_checkpoint, save_model,
+                             summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
@@ -159,6 +160,8 @@ def make_responses(
                                  desc=f"M{t}: extra responses")
         for row, extra in zip(unanimous, hotter):
             row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
+            row["response_ids"] = row.pop("response_ids")  # behind what people read
+            row["extra_response_ids"] = extra["response_ids"]
     print(f"M{t} responses: {len(rows)} problems × {args.k}, of which {no_answer} without an answer"
           f" and {cut_off} of these cut off; {len(unanimous)} unanimous ones × {args.extra} more")
     warn_of_collapse(rows, args.task)
@@ -223,6 +226,7 @@ def pair_line(
     """
     texts = row["responses"] + row.get("extra_responses", [])
     ended = ended_flags(row) + row.get("extra_ended", [])
+    sampled = sampled_ids(row)
     pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None,
             "weight": weight, "k": len(row["responses"])}
     for side, i in (("chosen", chosen), ("rejected", rejected)):
@@ -232,6 +236,8 @@ def pair_line(
             pair[f"answer_{side}"] = answers[i]
             pair[f"sample_{side}"] = i
             pair[f"ended_{side}"] = ended[i]
+    for side, i in (("chosen", chosen), ("rejected", rejected)):  # behind what people read
+        pair[f"ids_{side}"] = None if i is None else sampled[i]
     return pair
 
 
@@ -266,6 +272,7 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
         on_main(remove, folder, "log.jsonl", *OF_TRAINING)  # without its model it is of no use
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
+    check_tokens(data, model, folder)
     if data[0].rejected is not None:
         rows = run.stage(
             f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, same_ids_as=pairs)

@@ -133,6 +133,16 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             flush(file)  # on the disk before the folder gets its name
 
 
+def check_tokens(data: list[EncodedPair], model: Llama, folder: Path) -> None:
+    """Raises InputError for a token that the model does not have."""
+    for pair in data:
+        last = max(pair.prompt + pair.chosen + (pair.rejected or []))
+        if last >= model.config.vocab_size:
+            known = f"the model knows only {model.config.vocab_size}"
+            raise InputError(f"{folder}/pairs.jsonl, problem {pair.id}: names token {last}, {known}"
+                             "; delete its ids, and the texts are encoded")
+
+
 def check_metrics(
     metrics: dict[str, float], batch: list[EncodedPair], step: int, folder: Path
 ) -> None:

@@ -127,10 +127,24 @@ class ChatTokenizer:
         except Exception as error:  # the library raises nothing more exact
             raise InputError(f"{self.path}: cannot encode {text[:40]!r} ({error})") from error
 
-    def encode_response(self, text: str, ended: bool = True) -> list[int]:
-        """A response as it is trained on: apart from its prompt, with EOS if it was not cut off."""
-        ids = self.encode_plain(text)
+    def encode_response(
+        self, text: str, ended: bool = True, sampled: list[int] | None = None
+    ) -> list[int]:
+        """A response as it is trained on: apart from its prompt, with EOS if it was not cut off.
+
+        sampled: the tokens that the model drew. A text may be spelled in many ways, and encoding it
+        finds the usual one, not always the one that was sampled. EOS is `eos_id`, whichever of the
+        stop tokens the model drew.
+        """
+        ids = self.encode_plain(text) if sampled is None else sampled
         return [*ids, self.eos_id] if ended else ids
+
+    def tokens_of(self, text: str, tokens: list[int]) -> list[int] | None:
+        """The first of these tokens, as many as make the text; None if it ends within one."""
+        for end in range(len(tokens), -1, -1):
+            said = self.decode(tokens[:end])
+            if said == text or len(said) < len(text):
+                return tokens[:end] if said == text else None
 
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -45,7 +45,8 @@ def evaluate_checkpoint(
     task = Task.load(args.task)
     rows = read_problems(problems, task, args.limit)
     check_lengths(problems, folder, task, args)
-    model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype)
+    model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype,
+                                       system=args.system)
     params = SamplingParams.from_args(args)
     journal = Journal(out, folder, args) if out else None
     return evaluate(model, tokenizer, task, rows, args.k, params, args.seed, journal, name)
@@ -63,6 +64,7 @@ def evaluate(
     for row, problem in zip(rows, problems):
         row["greedy"], row["greedy_ended"] = row["responses"].pop(0), row["ended"].pop(0)
         row["gold"] = gold_answer(problem, task.name)
+        del row["response_ids"]  # nobody trains on these
     return rows
 
 

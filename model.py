@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 and 3.2: the forward pass, its key/value cache, Hugging Face checkpoints.
+"""Llama 2 to 3.2, Mistral, Qwen2 and Qwen3: forward pass, key/value cache, Hugging Face folders.
 
 Parameters have the names and the layout of a Hugging Face checkpoint, so nothing is
 converted when one is loaded. See Llama 2 (arXiv 2307.09288), Llama 3 (2407.21783),
@@ -55,12 +55,14 @@ class Config:
     rms_norm_eps: float
     rope: dict  # rope_theta; rope_type "default", or "llama3" with the four numbers of its scaling
     tie_word_embeddings: bool
-    attention_bias: bool
+    attention_bias: bool  # of q, k and v
+    attention_output_bias: bool  # of o, where Qwen2 has none
     mlp_bias: bool
+    qk_norm: bool  # Qwen3: queries and keys are normalized, each head by itself
 
     @classmethod
     def from_dict(cls, hf_config: dict, source: str = "config.json") -> Config:
-        """Raises InputError, naming `source`, if a parsed `config.json` is not a Llama's."""
+        """Raises InputError, naming `source`, if a parsed `config.json` is none of these."""
         return cls(**llama_fields(hf_config, source))
 
 
@@ -127,12 +129,17 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden, q_size, bias=bias)
         self.k_proj = nn.Linear(hidden, kv_size, bias=bias)
         self.v_proj = nn.Linear(hidden, kv_size, bias=bias)
-        self.o_proj = nn.Linear(q_size, hidden, bias=bias)
+        self.o_proj = nn.Linear(q_size, hidden, bias=config.attention_output_bias)
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary_emb(q, *rope), apply_rotary_emb(k, *rope)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, head_dim)
         if cache is None:

@@ -274,14 +274,15 @@ def answer_problems(
         first_sample=first_sample, journal=journal, desc=desc)
     rows = []
     for problem, prompt, responses in zip(problems, prompts, sampled):
-        texts, ended = [], []
+        texts, ended, ids = [], [], []
         for response in responses:
             text = tokenizer.decode(response.tokens)
             kept = before_stop(text, stops)
             texts.append(kept)
             ended.append(response.ended or len(kept) < len(text))
+            ids.append(tokenizer.tokens_of(kept, response.tokens))
         row = {"id": problem["id"], "question": problem["question"], "prompt": prompt}
-        rows.append({**row, "responses": texts, "ended": ended})
+        rows.append({**row, "responses": texts, "ended": ended, "response_ids": ids})
     return rows
 
 
@@ -376,7 +377,8 @@ def main() -> None:
     task = Task.load(args.task)
     problems = read_problems(args.problems, task, args.limit)
     check_lengths(args.problems, args.model, task, args)
-    model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype)
+    model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype,
+                                       system=args.system)
     journal = Journal(args.out, args.model, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, SamplingParams.from_args(args),
                            seed=[args.seed], journal=journal, desc="sampling")

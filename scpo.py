@@ -190,7 +190,7 @@ class EncodedPair:
     chosen: list[int]
     rejected: list[int] | None
     weight: float
-    id: str | int = ""  # of the problem
+    id: str = ""  # of the problem
     reference_chosen_logp: float = 0.0  # these two are filled in from reference.jsonl
     reference_rejected_logp: float = 0.0
 
@@ -200,12 +200,19 @@ class EncodedPair:
 
 
 def encode_pair(pair: dict, tokenizer: ChatTokenizer) -> EncodedPair:
-    """The tokens of a line of pairs.jsonl. A response that was cut off gets no EOS."""
+    """The tokens of a line of pairs.jsonl: the sampled ones, or those of a text from elsewhere.
+
+    A response that was cut off gets no EOS.
+    """
+    sides = []
+    for side in ("chosen", "rejected"):
+        tokens = None
+        if pair[side] is not None:
+            text, ended, sampled = pair[side], pair[f"ended_{side}"], pair.get(f"ids_{side}")
+            tokens = tokenizer.encode_response(text, ended, sampled)
+        sides.append(tokens)
     prompt = tokenizer.encode_prompt(pair["prompt"])
-    chosen, rejected = tokenizer.encode_response(pair["chosen"], pair["ended_chosen"]), None
-    if pair["rejected"] is not None:
-        rejected = tokenizer.encode_response(pair["rejected"], pair["ended_rejected"])
-    return EncodedPair(prompt, chosen, rejected, pair["weight"], pair["id"])
+    return EncodedPair(prompt, *sides, pair["weight"], pair["id"])
 
 
 def pair_metrics(

@@ -41,7 +41,7 @@ from common.checks import check_inputs, fits_context
 from common.cli import ArgumentParser, InputError, printable, run_script
 from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
                                 progress_bar, split, world_size)
-from common.files import remove, write_json
+from common.files import remove, sampled_ids, write_json
 from common.journal import Journal
 from common.options import (add_run_options, add_sampling_options, add_training_options,
                             load_checkpoint, parse_args, usable_device)
@@ -49,8 +49,9 @@ from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, check_metrics, free_memory, load_for_training,
-                             restore_checkpoint, save_checkpoint, save_model, summary)
+from common.training import (caught_signals, check_metrics, check_tokens, free_memory,
+                             load_for_training, restore_checkpoint, save_checkpoint, save_model,
+                             summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
@@ -119,8 +120,9 @@ def make_problems(source: Path, args: Namespace, folder: Path, t: int) -> list[d
         return given
     tests = read_problems(args.test, task) if args.test else []
     known = [problem["question"] for problem in tests]
-    chat = "auto" if args.writer else args.chat
-    writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype)
+    chat, system = ("auto", None) if args.writer else (args.chat, args.system)
+    writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype,
+                                        system=system)
     journal = Journal(folder / "problems.jsonl", args.writer or source, args)
     new, dropped = write_problems(
         writer, tokenizer, task, given, count, SamplingParams.from_args(args),
@@ -138,7 +140,8 @@ def make_responses(
 ) -> list[dict]:
     """k responses to each problem; where all agree, hotter ones too, to find one to reject."""
     task = Task.load(args.task)
-    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype)
+    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype,
+                                       system=args.system)
     params, seed = SamplingParams.from_args(args), [args.seed, t, ANSWERING]
     journal = Journal(folder / "responses.jsonl", source, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, params, seed=seed,
@@ -157,6 +160,8 @@ def make_responses(
                                  desc=f"M{t}: extra responses")
         for row, extra in zip(unanimous, hotter):
             row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
+            row["response_ids"] = row.pop("response_ids")  # behind what people read
+            row["extra_response_ids"] = extra["response_ids"]
     print(f"M{t} responses: {len(rows)} problems × {args.k}, of which {no_answer} without an answer"
           f" and {cut_off} of these cut off; {len(unanimous)} unanimous ones × {args.extra} more")
     warn_of_collapse(rows, args.task)
@@ -221,6 +226,7 @@ def pair_line(
     """
     texts = row["responses"] + row.get("extra_responses", [])
     ended = ended_flags(row) + row.get("extra_ended", [])
+    sampled = sampled_ids(row)
     pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None,
             "weight": weight, "k": len(row["responses"])}
     for side, i in (("chosen", chosen), ("rejected", rejected)):
@@ -230,6 +236,8 @@ def pair_line(
             pair[f"answer_{side}"] = answers[i]
             pair[f"sample_{side}"] = i
             pair[f"ended_{side}"] = ended[i]
+    for side, i in (("chosen", chosen), ("rejected", rejected)):  # behind what people read
+        pair[f"ids_{side}"] = None if i is None else sampled[i]
     return pair
 
 
@@ -264,6 +272,7 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
         on_main(remove, folder, "log.jsonl", *OF_TRAINING)  # without its model it is of no use
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
+    check_tokens(data, model, folder)
     if data[0].rejected is not None:
         rows = run.stage(
             f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, same_ids_as=pairs)

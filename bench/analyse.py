@@ -133,7 +133,7 @@ def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float |
     """Accuracy of the chosen and of the rejected responses, and its margin (Table 5)."""
     right = {"chosen": [], "rejected": []}
     for pair in pairs:
-        gold = golds.get(pair["id"])
+        gold = golds.get(str(pair["id"]))
         if gold is not None and pair["rejected"] is not None:
             for side in right:
                 right[side].append(is_correct(pair[f"answer_{side}"], gold, task))

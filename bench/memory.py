@@ -27,7 +27,8 @@ ADVICE = {
 
 def print_budget(args: Namespace) -> None:
     """Memory by number of ranks, tokens and steps. Raises InputError if it does not fit here."""
-    model, tokenizer = Llama.on_meta(args.model), ChatTokenizer(args.model, args.chat)
+    model = Llama.on_meta(args.model)
+    tokenizer = ChatTokenizer(args.model, args.chat, args.system)
     task = Task.load(args.task)
     problems = read_problems(args.problems, task, args.limit)
     prompts = [tokenizer.prompt_for(task, problem) for problem in problems]

@@ -20,17 +20,27 @@ SHARD_BYTES = 5 * 10**9  # of one file; a larger checkpoint is split and gets an
 MOST_LAYERS = 1000  # of layers and of heads
 LARGEST_SIZE = 10**7  # of all else
 LONGEST_CONTEXT = 10**9  # tokens
+# By model_type, what must be stated: left out, transformers takes other numbers than Llama's.
+FAMILIES = {
+    "llama": (),
+    "mistral": ("num_key_value_heads",),
+    "qwen2": ("num_key_value_heads",),
+    "qwen3": ("num_key_value_heads", "head_dim"),
+}
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def llama_fields(hf_config: dict, source: str) -> dict:
     """The fields of `model.Config` in a parsed `config.json`.
 
-    Raises InputError, naming `source` and the field, for what is no Llama or makes no sense.
+    Qwen2, Qwen3 and Mistral are Llamas that differ in a few of these fields. Raises InputError,
+    naming `source` and the field, for what is no Llama or makes no sense.
     """
-    model_type, hidden_act = hf_config.get("model_type"), hf_config.get("hidden_act", "silu")
-    check(source, "model_type", model_type, lambda v: v == "llama", "'llama'")
+    family, hidden_act = hf_config.get("model_type"), hf_config.get("hidden_act", "silu")
+    known = list(FAMILIES)
+    check(source, "model_type", family, lambda v: v in known, "one of " + ", ".join(known))
     check(source, "hidden_act", hidden_act, lambda v: v == "silu", "'silu'")
+    check_full_attention(hf_config, source)
     fields = {}
     for name, most in (
         ("vocab_size", LARGEST_SIZE),
@@ -46,7 +56,9 @@ def llama_fields(hf_config: dict, source: str) -> dict:
         ("head_dim", fields["hidden_size"] // n_heads),
     ):
         value = hf_config.get(name)
-        fields[name] = check_size(source, name, default if value is None else value, LARGEST_SIZE)
+        if value is None and name not in FAMILIES[family]:
+            value = default
+        fields[name] = check_size(source, name, value, LARGEST_SIZE)
     check(source, "head_dim", fields["head_dim"], lambda v: v % 2 == 0, "even, for RoPE")
     if n_heads % fields["num_key_value_heads"]:
         rule = "num_attention_heads must be a multiple of num_key_value_heads"
@@ -54,6 +66,11 @@ def llama_fields(hf_config: dict, source: str) -> dict:
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         value = hf_config.get(name) or False
         fields[name] = check(source, name, value, lambda v: type(v) is bool, "true or false")
+    # What a family always has, or never, its config.json does not say.
+    fields["qk_norm"] = family == "qwen3"
+    fields["attention_bias"] = family == "qwen2" or fields["attention_bias"] and family != "mistral"
+    fields["attention_output_bias"] = fields["attention_bias"] and family != "qwen2"
+    fields["mlp_bias"] = fields["mlp_bias"] and family == "llama"
     eps = hf_config.get("rms_norm_eps", 1e-6)
     fields["rms_norm_eps"] = check(source, "rms_norm_eps", eps, is_positive, "a number above 0")
     fields["rope"] = rope_fields(hf_config, source)
@@ -61,6 +78,23 @@ def llama_fields(hf_config: dict, source: str) -> dict:
         context = hf_config["max_position_embeddings"]
         check_size(source, "max_position_embeddings", context, LONGEST_CONTEXT)
     return fields
+
+
+def check_full_attention(hf_config: dict, source: str) -> None:
+    """Every layer must look at all tokens. Many folders name a window that no layer uses."""
+    layers, family = hf_config.get("layer_types") or [], hf_config["model_type"]
+    full = ["full_attention"]
+    check(source, "layer_types", layers, lambda v: type(v) is list and v == full * len(v),
+          "'full_attention' in every layer")
+    if family in ("qwen2", "qwen3"):
+        windows = hf_config.get("use_sliding_window")
+        check(source, "use_sliding_window", windows, lambda v: v in (None, False), "false")
+    if family == "mistral":
+        context = hf_config.get("max_position_embeddings")
+        window = hf_config.get("sliding_window", 4096)  # that of transformers, if none is stated
+        check(source, "sliding_window", window,
+              lambda v: v is None or type(v) is type(context) is int and v >= context,
+              "null, or at least max_position_embeddings")
 
 
 def rope_fields(hf_config: dict, source: str) -> dict:

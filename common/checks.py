@@ -28,7 +28,7 @@ def check_inputs(args: Namespace) -> None:
         raise InputError(f"--method reward: {advice}")
     for path in (args.problems, args.test or args.problems, args.dev or args.problems):
         read_problems(path, task)
-    check_checkpoint(args.model, args.chat)
+    check_checkpoint(args.model, args.chat, system=args.system)
     if args.writer:
         check_checkpoint(args.writer, option="--writer")
     if args.method == "reward":
@@ -57,7 +57,7 @@ def check_lengths(path: str, folder: str | Path, task: Task, args: Namespace) ->
 
 def fits_context(folder: str | Path, task: Task, args: Namespace) -> Callable[[dict], bool]:
     """Whether a problem and a response of --max-new-tokens fit into the model's context."""
-    tokenizer = check_checkpoint(folder, args.chat)
+    tokenizer = check_checkpoint(folder, args.chat, system=args.system)
     longest = Llama.on_meta(folder).context_length - args.max_new_tokens
 
     def fits(problem: dict) -> bool:

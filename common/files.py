@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from common.cli import FREE_SPACE, FULL, InputError
 
@@ -69,7 +69,7 @@ def read_responses(path: str) -> list[dict]:
     rows = read_jsonl(path, ("responses",), wrong_with_responses)
     if not rows:
         raise InputError(f"{path}: holds no problem")
-    return [{"id": number, **row} for number, row in enumerate(rows)]
+    return [{**row, "id": str(row.get("id", number))} for number, row in enumerate(rows)]
 
 
 def wrong_with_responses(row: dict) -> str | None:
@@ -82,9 +82,31 @@ def wrong_with_responses(row: dict) -> str | None:
     good = isinstance(ended, list) and [type(e) for e in ended] == [bool] * len(texts)
     if ended is not None and not good:
         return f"`ended` must say true or false for each of the {len(texts)} responses"
+    if not are_ids(row.get("response_ids", [None] * len(texts)), len(texts)):
+        return f"`response_ids` must be token numbers, or null, for each of {len(texts)} responses"
     if not isinstance(row.get("greedy", ""), str):
         return "`greedy` must be one text"
     return None
+
+
+def sampled_ids(row: dict) -> list[list[int] | None]:
+    """The tokens of a line's responses, then of its extra ones; None where they are not known."""
+    found = []
+    for texts, ids in (("responses", "response_ids"), ("extra_responses", "extra_response_ids")):
+        found += row.get(ids) or [None] * len(row.get(texts, []))
+    return found
+
+
+def are_ids(value: Any, count: int) -> bool:
+    """Whether these are so many lists of token numbers, or null."""
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    for ids in value:
+        if ids is not None and not isinstance(ids, list):
+            return False
+        if not all(type(i) is int and i >= 0 for i in ids or []):
+            return False
+    return True
 
 
 TEXT = (str, "a text")
@@ -120,10 +142,16 @@ def wrong_with_stage(row: dict) -> str | None:
             return f"`rewards` must be a list of numbers, found {str(reward)[:40]!r}"
     if row.get("rejected") is not None and "ended_rejected" not in row:
         return "has no 'ended_rejected'"
+    for name in ("ids_chosen", "ids_rejected"):
+        if not are_ids([row.get(name)], 1):
+            return f"`{name}` must be a list of token numbers, or null"
     if row.get("extra_responses"):
         extra = {"responses": row["extra_responses"], "ended": row.get("extra_ended", "missing")}
+        if "extra_response_ids" in row:
+            extra["response_ids"] = row["extra_response_ids"]
         if wrong_with_responses(extra):
-            return "`extra_responses` must be texts, `extra_ended` true or false for each"
+            return ("`extra_responses` must be texts, `extra_ended` true or false for each, "
+                    "`extra_response_ids` token numbers or null")
     return wrong_with_responses(row) if "responses" in row else None
 
 

@@ -13,7 +13,7 @@ import torch
 from common.cli import ArgumentParser, InputError, integer, path_name, path_or_none, real
 from model import Llama, PreTrained
 from scpo import METHODS
-from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
+from tasks.chat import CHAT_FORMATS, ChatTokenizer
 from tasks.task import Task, task_names
 
 Model = TypeVar("Model", bound=PreTrained)
@@ -40,8 +40,10 @@ def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
         help="responses decoded at once; lower it if memory runs out")
     add("--limit", type=integer(1), help="only the first problems, for a quick look")
     add("--seed", type=integer(0), default=0, help="of all random choices")
-    add("--chat", choices=["auto", *CHAT_TEMPLATES], default="auto",
+    add("--chat", choices=["auto", *CHAT_FORMATS], default="auto",
         help="prompt format; auto reads it off the checkpoint's files")
+    add("--system", help="system turn of a chat model, '' for none; if not given, the one that "
+        "the checkpoint's template adds")
     add("--device", default="auto", help="auto, cpu, cuda, mps …")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
 
@@ -142,7 +144,7 @@ def usable_device(name: str) -> torch.device:
 
 def check_checkpoint(
     folder: str | Path | None, chat: str = "auto", kind: type[PreTrained] = Llama,
-    option: str = "--model",
+    option: str = "--model", system: str | None = None,
 ) -> ChatTokenizer:
     """The tokenizer of a checkpoint folder, which must be of that kind. Reads no weights yet.
 
@@ -156,7 +158,7 @@ def check_checkpoint(
         if re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)):
             advice = f"; to get it from Hugging Face: hf download {folder} --local-dir DIR"
         raise InputError(f"{option} {folder}: no such folder{advice}")
-    tokenizer, model = ChatTokenizer(folder, chat), kind.on_meta(folder)
+    tokenizer, model = ChatTokenizer(folder, chat, system), kind.on_meta(folder)
     prompt = tokenizer.encode_prompt("x")
     if not prompt:
         raise InputError(f"{folder}/tokenizer.json: makes no token of 'x'; copy the original")
@@ -175,9 +177,9 @@ def check_checkpoint(
 
 def load_checkpoint(
     folder: str | Path | None, chat: str = "auto", device: str = "cpu", dtype: str = "float32",
-    kind: type[Model] = Llama, option: str = "--model",
+    kind: type[Model] = Llama, option: str = "--model", system: str | None = None,
 ) -> tuple[Model, ChatTokenizer]:
     """The model and the tokenizer of a checkpoint folder. Raises InputError."""
-    tokenizer = check_checkpoint(folder, chat, kind, option)
+    tokenizer = check_checkpoint(folder, chat, kind, option, system)
     model = kind.from_pretrained(folder, getattr(torch, dtype), usable_device(device))
     return model, tokenizer

@@ -140,6 +140,7 @@ def place(name: str) -> tuple[int, int]:
 def read_stage(path: Path, of: list[dict] | None) -> list[dict]:
     """The lines of a finished stage. Raises InputError if they are not what this run made."""
     rows = read_jsonl(path, FIELDS[path.name], wrong_with_stage)
+    rows = [{**row, "id": str(row["id"])} if "id" in row else row for row in rows]
     anew = "delete the file to make it anew"
     if not rows:
         raise InputError(f"{path}: is empty; {anew}")

@@ -33,7 +33,8 @@ def score_epochs(source: Path, folder: Path, args: Namespace, name: str) -> list
     rows = []
     for epoch in range(first, args.epochs + 1):
         checkpoint = folder / f"epochs/{epoch}" if epoch else source
-        model, tokenizer = load_checkpoint(checkpoint, args.chat, args.device, args.dtype)
+        model, tokenizer = load_checkpoint(checkpoint, args.chat, args.device, args.dtype,
+                                           system=args.system)
         journal = Journal(folder / "epochs.jsonl", checkpoint, args)
         responses = answer_problems(model, tokenizer, task, problems, k, params,
                                     seed=[args.seed, *EVALUATING], journal=journal,

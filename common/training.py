@@ -37,7 +37,7 @@ def load_for_training(source: Path, args: Namespace) -> tuple[Llama, ChatTokeniz
     else:
         model = Llama.from_pretrained(source, device=device)
     model.model.activation_checkpointing = args.activation_checkpointing
-    return model, ChatTokenizer(source, args.chat)
+    return model, ChatTokenizer(source, args.chat, args.system)
 
 
 def shard(model: Llama, device: torch.device, dtype: torch.dtype) -> Llama:
@@ -131,6 +131,16 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for path in folder.iterdir():
         with writing(path), open(path, "rb") as file:
             flush(file)  # on the disk before the folder gets its name
+
+
+def check_tokens(data: list[EncodedPair], model: Llama, folder: Path) -> None:
+    """Raises InputError for a token that the model does not have."""
+    for pair in data:
+        last = max(pair.prompt + pair.chosen + (pair.rejected or []))
+        if last >= model.config.vocab_size:
+            known = f"the model knows only {model.config.vocab_size}"
+            raise InputError(f"{folder}/pairs.jsonl, problem {pair.id}: names token {last}, {known}"
+                             "; delete its ids, and the texts are encoded")
 
 
 def check_metrics(

@@ -113,7 +113,7 @@ def read_problems(path: str | Path | None, task: Task, limit: int | None = None)
         name = row.get("id", row.get("unique_id"))
         if name is None:
             name = f"{stem}-{number}"
-        problem = {**row, "id": name, "question": row[field]}
+        problem = {**row, "id": str(name), "question": row[field]}  # one type in every file
         if task.puzzle:
             problem["header"] = table_header(row)
         problems.append(problem)
@@ -175,7 +175,7 @@ def normalize_gold(gold: Any, task: str) -> str | None:
 
 def read_golds(
     problems: list[dict], task: Task, answers: str | None, asked_by: str
-) -> dict[str | int, str]:
+) -> dict[str, str]:
     """Gold answers by id: a problem's own or, if it has none, that of the file `answers`.
 
     Raises InputError, naming the option that asked for them, if not one problem has an answer.

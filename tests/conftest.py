@@ -1,4 +1,4 @@
-"""What the tests share: tiny random Llamas, scripts run in this process, a small finished run."""
+"""What the tests share: tiny random models, scripts run in this process, a small finished run."""
 
 import json
 import os
@@ -37,6 +37,11 @@ DATA = Path(os.environ.get("SCPO_DATA", "/no/such/folder"))
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="SCPO_DATA does not name the folder of benchmark data")
 
+# Real checkpoint folders, likewise.
+MODELS = Path(os.environ.get("SCPO_MODELS", "/no/such/folder"))
+needs_models = pytest.mark.skipif(
+    not MODELS.is_dir(), reason="SCPO_MODELS does not name a folder of checkpoint folders")
+
 # --------------------------------------------------------------------------------------------
 # Tiny models
 
@@ -68,7 +73,13 @@ def tiny_config(**overrides) -> dict:
     }
 
 
-# The kinds of Llamas that there are, in little.
+def family_config(name: str, **overrides) -> dict:
+    """The same of another family: "Qwen2", "Qwen3" or "Mistral"."""
+    architecture = {"model_type": name.lower(), "architectures": [f"{name}ForCausalLM"]}
+    return tiny_config(**architecture, **overrides)
+
+
+# The kinds of models that there are, in little.
 SHAPES = {
     "smollm2": tiny_config(
         hidden_size=72, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
@@ -81,6 +92,15 @@ SHAPES = {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
     "llama2": tiny_config(num_key_value_heads=4, rms_norm_eps=1e-6),
     "biases": tiny_config(attention_bias=True, mlp_bias=True),
+    "qwen2": family_config(
+        "Qwen2", tie_word_embeddings=True, rope_theta=1e6, use_sliding_window=False,
+        sliding_window=16, max_window_layers=1),
+    "qwen2-7b": family_config("Qwen2", num_attention_heads=8, rope_theta=1e4),
+    "qwen3": family_config(
+        "Qwen3", head_dim=16, tie_word_embeddings=True, rope_theta=1e6, attention_bias=False),
+    "qwen3-biases": family_config("Qwen3", head_dim=16, attention_bias=True, rope_theta=1e6),
+    "mistral": family_config("Mistral", head_dim=None, sliding_window=None, rope_theta=1e6),
+    "mistral-nemo": family_config("Mistral", head_dim=16, sliding_window=None, rope_theta=1e6),
 }
 
 

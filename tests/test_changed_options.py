@@ -30,6 +30,7 @@ CHANGES = [
     (["--limit", "23"], "M0/eval_responses.jsonl"),
     (["--seed", "1"], "M0/eval_responses.jsonl"),
     (["--chat", "plain"], "M0/eval_responses.jsonl"),
+    (["--system", ""], "M0/eval_responses.jsonl"),
     (["--dtype", "bfloat16"], "M0/eval_responses.jsonl"),
     (["--test", TOY / "dev.jsonl"], "M0/eval_responses.jsonl"),
     (["--k", "5"], "M0/eval_responses.jsonl"),

@@ -1,11 +1,11 @@
-"""config.json: what is no Llama, or makes no sense, is refused in one line, before any work."""
+"""config.json: what cannot be computed, or makes no sense, is refused in one line, at once."""
 
 import json
 import math
 import time
 
 import pytest
-from conftest import SHAPES, random_llama, tiny_config
+from conftest import SHAPES, family_config, random_llama, tiny_config
 
 from common.checkpoint import llama_fields
 from common.cli import InputError
@@ -90,8 +90,9 @@ def test_switches_are_true_or_false(name):
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"model_type": "qwen2"}, "model_type must be 'llama', found 'qwen2'"),
-    ({"model_type": None}, "model_type must be 'llama', found 'None'"),
+    ({"model_type": "gemma"}, "model_type must be one of llama, mistral, qwen2, qwen3, found"),
+    ({"model_type": None}, "model_type must be one of llama, mistral, qwen2, qwen3, found 'None'"),
+    ({"model_type": ["llama"]}, "model_type must be one of"),
     ({"hidden_act": "gelu"}, "hidden_act must be 'silu', found 'gelu'"),
     ({"num_key_value_heads": 3}, "num_attention_heads must be a multiple of num_key_value_heads"),
     ({"num_attention_heads": 64}, "head_dim must be"),  # 32 features are too few for 64 heads
@@ -101,6 +102,58 @@ def test_switches_are_true_or_false(name):
 ])
 def test_what_is_no_llama_is_refused(changes, named):
     assert named in refusal(**changes)
+
+
+WINDOWS = pytest.mark.parametrize("family, changes, named", [
+    ("Qwen2", {"use_sliding_window": True}, "use_sliding_window must be false"),
+    ("Qwen3", {"use_sliding_window": True}, "use_sliding_window must be false"),
+    ("Qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types must be"),
+    ("Qwen3", {"head_dim": 8, "layer_types": "full_attention"}, "layer_types must be"),
+    ("Mistral", {"sliding_window": 511}, "sliding_window must be null, or at least"),
+    ("Mistral", {"sliding_window": True}, "sliding_window must be null, or at least"),
+    ("Mistral", {"max_position_embeddings": 8192}, "sliding_window must be"),  # left out: 4096
+    ("Mistral", {"sliding_window": 512, "max_position_embeddings": None}, "sliding_window must be"),
+])
+
+
+@WINDOWS
+def test_sliding_windows_are_refused(family, changes, named):
+    assert named in refusal(**family_config(family, **changes))
+
+
+@pytest.mark.parametrize("family, changes", [
+    ("Qwen2", {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1}),
+    ("Qwen2", {"use_sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    ("Qwen3", {"head_dim": 8, "sliding_window": None, "layer_types": None}),
+    ("Mistral", {"sliding_window": None, "head_dim": None}),
+    ("Mistral", {"sliding_window": 512}),
+    ("Mistral", {}),
+])
+def test_windows_that_no_layer_uses_load(family, changes):
+    Config.from_dict(family_config(family, **changes))
+
+
+@pytest.mark.parametrize("family, name", [
+    ("Qwen2", "num_key_value_heads"), ("Qwen3", "num_key_value_heads"), ("Qwen3", "head_dim"),
+    ("Mistral", "num_key_value_heads"),
+])
+def test_what_transformers_would_guess_must_be_given(family, name):
+    assert f"{name} must be a whole number" in refusal(
+        **{**family_config(family, head_dim=8), name: None})
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Mistral"])
+def test_yarn_is_refused_in_every_family(family):
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert "rope_type must be 'default' or 'llama3', found 'yarn'" in refusal(
+        **family_config(family, head_dim=8, rope_scaling=yarn))
+
+
+def test_switches_that_a_family_does_not_have_do_nothing():
+    """As in transformers, which has no such switch there."""
+    for family in ("Qwen2", "Mistral"):
+        switched = family_config(family, attention_bias=True, mlp_bias=True)
+        assert Config.from_dict(switched) == Config.from_dict(family_config(family))
 
 
 @pytest.mark.parametrize("name", ["factor", "low_freq_factor", "high_freq_factor",

@@ -16,7 +16,7 @@ import train
 import vote
 from common.cli import printable
 from common.files import read_jsonl, write_jsonl
-from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
+from tasks.chat import CHAT_FORMATS, ChatTokenizer
 
 # Title and clipboard by OSC, clearing the screen, colours, moving up, bell, backspace, C1, a text
 # that runs backwards, and a line that overwrites the one before.
@@ -136,25 +136,27 @@ def test_what_is_readable_stays_as_it_is():
 # --------------------------------------------------------------------------------------------
 # Encoded
 
-MARKS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+MARKS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+         "[INST]", "[/INST]")
+R1 = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")  # this tokenizer cannot spell them
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A tokenizer that knows the marks of all families."""
-    toy_tokenizer(*MARKS).save(str(tmp_path / "tokenizer.json"))
+    toy_tokenizer(*MARKS, *R1).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
     return tmp_path
 
 
-@pytest.mark.parametrize("chat", CHAT_TEMPLATES)
+@pytest.mark.parametrize("chat", CHAT_FORMATS)
 @pytest.mark.parametrize("mark", [*MARKS, BOS, EOS])
 @pytest.mark.parametrize("text", ["{mark}", "Tom{mark} has", "{mark}{mark}\n3"])
 def test_marks_inside_a_problem_are_plain_text(folder, chat, mark, text):
     """The prompt has the marks of its template, at their places, and no others."""
     tokenizer = ChatTokenizer(folder, chat)
     text = text.format(mark=mark)
-    marks = {tokenizer.tokenizer.token_to_id(name) for name in (*MARKS, BOS, EOS)}
+    marks = {tokenizer.tokenizer.token_to_id(name) for name in (*MARKS, *R1, BOS, EOS)}
     ours, usual = (tokenizer.encode_prompt(tokenizer.apply_template(t)) for t in (text, "Tom"))
     assert [i for i in ours if i in marks] == [i for i in usual if i in marks]
     assert text in tokenizer.decode(ours)

@@ -30,9 +30,10 @@ def assert_same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def peer(hf_config: dict):
-    """A random Llama of transformers."""
+    """A random model of transformers."""
     transformers = pytest.importorskip("transformers")
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**hf_config)).eval()
+    config = transformers.AutoConfig.for_model(**hf_config)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     randomise(model)
     return model
 
@@ -108,7 +109,7 @@ def test_logits_equal_stored_ones_of_transformers(shape):
     assert_same_logits(logits[0, golden["positions"], :8], stored)
 
 
-@pytest.mark.parametrize("shape", ["smollm2", "llama3.2"])
+@pytest.mark.parametrize("shape", ["smollm2", "llama3.2", "qwen2", "qwen3", "mistral"])
 def test_greedy_generation_equals_transformers(shape, tmp_path):
     theirs = peer(SHAPES[shape])
     theirs.save_pretrained(tmp_path)
@@ -167,6 +168,23 @@ def test_biases_are_where_the_config_says():
         assert (logits_of(biased, tokens) - before).abs().max() > 1e-3, name
         weights[name].copy_(kept)
     assert torch.equal(logits_of(biased, tokens), before)
+
+
+def test_qwen_differs_from_llama_in_these_parameters():
+    """A bias on q, k and v of Qwen2, and Qwen3's two norms of each layer; each changes logits."""
+    plain = {name for name, _ in random_llama(tiny_config()).named_parameters()}
+    for shape, parts in (("qwen2-7b", ("q_proj.bias", "k_proj.bias", "v_proj.bias")),
+                         ("qwen3", ("q_norm.weight", "k_norm.weight"))):
+        model, tokens = random_llama(SHAPES[shape]), some_tokens(1, 8)
+        names = {name for name, _ in model.named_parameters()} - plain
+        assert names == {f"model.layers.{i}.self_attn.{part}" for i in (0, 1) for part in parts}
+        before = logits_of(model, tokens)
+        for name in names:
+            weights = model.state_dict()
+            kept = weights[name].clone()
+            weights[name].mul_(torch.linspace(-1, 1, len(kept)))
+            assert (logits_of(model, tokens) - before).abs().max() > 1e-3, name
+            weights[name].copy_(kept)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def workplace(tmp_path_factory):
         tokenizer.save(str(folder / name / "tokenizer.json"))
         settings = {"bos_token": BOS, "eos_token": EOS}
         if name != "LLAMA3":
-            settings["chat_template"] = "llama3"
+            settings["chat_template"] = "{{ bos_token }}<|start_header_id|>"
         write_json(folder / name / "tokenizer_config.json", settings)
     for part in ("seeds", "dev", "test"):
         gsm8k, math = [], []

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHIPPED, SMALL, digest, run, stage_files
+from conftest import (ROOT, SHIPPED, SMALL, digest, family_config, random_llama, run,
+                      stage_files)
 from safetensors.torch import load_file
 
 import sample
@@ -103,6 +104,26 @@ def test_two_ranks_in_bfloat16(tmp_path):
         assert any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())
     responses = [tmp_path / name / "M1/responses.jsonl" for name in ("one", "two")]
     assert digest(responses[0]) == digest(responses[1])
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_two_ranks_train_qwen_as_one_does(finished, tmp_path, family):
+    """With random weights, so on responses of another model. They lie where its own would be."""
+    model = tmp_path / "model"
+    hf_config = family_config(family, vocab_size=175, head_dim=8, tie_word_embeddings=True)
+    random_llama(hf_config).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SHIPPED / name, model / name)
+    how = [*SMALL, "--rounds", "1", "--no-eval", "--model", model]
+    for out in (tmp_path / "one", tmp_path / "two"):
+        run(train, *how, "--out", out, "--until", "M1/problems")
+        shutil.copyfile(finished / "M1/responses.jsonl", out / "M1/responses.jsonl")
+    run(train, *how, "--out", tmp_path / "one")
+    finish(launch(2, *how, "--out", tmp_path / "two"))
+    assert_alike(tmp_path / "one", tmp_path / "two", 1)
+    before, after = (load_file(folder / "model.safetensors")
+                     for folder in (model, tmp_path / "two/M1/model"))
+    assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_stopped_on_two_ranks_and_continued_on_four_or_on_one(tmp_path):

@@ -70,7 +70,7 @@ def armorm(tmp_path_factory) -> ArmoRM:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS,
-                "chat_template": "llama3"}
+                "chat_template": "{{ bos_token }}<|start_header_id|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return ArmoRM(str(folder), {name: t.float() for name, t in stored.items()}, hf_config)
 

@@ -9,7 +9,7 @@ from conftest import DATA, needs_data
 from common.cli import InputError
 from common.files import write_jsonl
 from tasks import task as task_file
-from tasks.chat import CHAT_TEMPLATES, ChatTokenizer
+from tasks.chat import CHAT_FORMATS, ChatTokenizer, turns_around_prompt
 from tasks.task import Task, gold_answer, read_golds, read_problems, task_names, unlabeled
 
 PUZZLE = {
@@ -114,17 +114,18 @@ def test_which_tasks_are_of_puzzles():
 # Prompts
 
 
-@pytest.mark.parametrize("chat", CHAT_TEMPLATES)
+@pytest.mark.parametrize("chat", CHAT_FORMATS)
 @pytest.mark.parametrize("name", task_names())
 def test_every_task_fills_its_prompts(name, chat, toy_checkpoint):
-    tokenizer = ChatTokenizer(toy_checkpoint)
-    tokenizer.chat, tokenizer.template = chat, CHAT_TEMPLATES[chat][0]
+    tokenizer = ChatTokenizer(toy_checkpoint, "plain")
+    tokenizer.chat, tokenizer.format = chat, CHAT_FORMATS[chat]
+    tokenizer.before, tokenizer.after = turns_around_prompt(CHAT_FORMATS[chat], "Be brief.", "")
     problem = {"question": "How many?", "size": "2*3", "header": ["House", "Name", "Drink", "Pet"]}
     task = Task.load(name)
     asked = tokenizer.prompt_for(task, problem)
     assert "How many?" in asked and "{question}" not in asked and "{skeleton}" not in asked
     assert "{prompt}" not in asked
-    assert asked.count("<|begin_of_text|>") == (chat == "llama3")
+    assert asked.count("Be brief.") == (chat != "plain") and "{system}" not in asked
     written = tokenizer.apply_template(task.writer_prompt([problem], ["Name", "Pet"]))
     assert "How many?" in written and "{question}" not in written
     assert "{examples}" not in written and "{attributes}" not in written

@@ -259,6 +259,7 @@ class KVCache:
 class PreTrained(nn.Module):
     """A model that lives in a folder: `config.json` and `model.safetensors`, or its shards."""
 
+    folder: str | Path = "the model"  # that it was read from
     def __init__(self, config: Config, hf_config: dict):
         super().__init__()
         self.config = config
@@ -301,6 +302,7 @@ class PreTrained(nn.Module):
         for name, tensor in read_tensors(Path(folder), shapes, device, tied):
             state[name] = tensor.to(dtype)
         model.load_state_dict(state, assign=True)
+        model.folder = folder
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -174,6 +174,7 @@ def decode(
     responses = [Response([], False) for _ in range(len(logits))]
     active = np.arange(len(logits))  # (R,): the response that each row of the cache continues
     for step in range(params.max_new_tokens):
+        check_finite(logits, model)
         draws = torch.from_numpy(uniforms[active, step]).to(logits.device)  # (R,)
         tokens = next_token(logits, draws, params.temperature, params.top_p)  # (R,)
         unfinished = []
@@ -205,13 +206,10 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
     together have probability top_p can be drawn. Temperature 0 is greedy.
     """
     if temperature == 0:
-        tokens = logits.argmax(-1)  # of a NaN, if there is one
-        check_finite(logits.gather(-1, tokens[:, None]))
-        return tokens
+        return logits.argmax(-1)
     probs = torch.softmax(logits.float() / temperature, dim=-1)  # (R, vocab_size)
     n_likeliest = min(NUCLEUS, probs.shape[-1])
     likeliest, ids = probs.topk(n_likeliest, dim=-1)  # (R, N), descending
-    check_finite(likeliest[:, 0])
     tokens = sample_nucleus(likeliest, ids, uniforms, top_p)
     wider = (likeliest.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is larger than that
     if n_likeliest < probs.shape[-1] and len(wider):
@@ -220,10 +218,10 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
     return tokens
 
 
-def check_finite(values: Tensor) -> None:
-    if not values.isfinite().all():
+def check_finite(logits: Tensor, model: Llama) -> None:
+    if not (logits.amax(-1).abs() < 1e30).all():  # the largest is NaN if one is
         advice = "its weights are broken, or too large for this --dtype"
-        raise InputError(f"the model's logits are NaN or infinite: {advice}")
+        raise InputError(f"{model.folder}: its logits are NaN or infinite: {advice}")
 
 
 def sample_nucleus(probs: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> Tensor:

@@ -49,8 +49,9 @@ from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, check_metrics, free_memory, load_for_training,
-                             restore_checkpoint, save_checkpoint, save_model, summary)
+from common.training import (caught_signals, check_metrics, drop_without_models, free_memory,
+                             load_for_training, restore_checkpoint, save_checkpoint, save_model,
+                             summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
@@ -96,7 +97,8 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
             f"M{t}/rewards.jsonl", make_rewards, responses, args, t, same_ids_as=problems)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
         on_main(remove, folder, "reference.jsonl", "log.jsonl", *OF_TRAINING)
-    pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
+    pairs = run.stage(
+        f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t, pairs_of=responses)
     train_model(source, pairs, args, run, t)
 
 
@@ -260,8 +262,7 @@ def choose_pair(
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
     """Train θ, which starts at M_{t-1}, on the round's pairs; --select picks the epoch of M_t."""
     folder = run.folder / f"M{t}"
-    if run.has(f"M{t}/log.jsonl") and not run.has(f"M{t}/epochs/{args.epochs}"):
-        on_main(remove, folder, "log.jsonl", *OF_TRAINING)  # without its model it is of no use
+    on_main(drop_without_models, folder, math.ceil(len(pairs) / args.batch_size), args)
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
     if data[0].rejected is not None:
@@ -276,7 +277,7 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     started, epoch = time.time(), args.epochs
     if args.select != "last":
         rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
-        epoch = best_epoch(rows, args.select)
+        epoch = best_epoch(rows, args, folder / "epochs.jsonl")
     run.stop_before(f"M{t}/model")  # a folder: it is renamed, where `stage` would write a file
     run.record(f"M{t}/model", time.time() - started)
     on_main((folder / f"epochs/{epoch}").rename, folder / "model")

@@ -44,12 +44,14 @@ def init_distributed(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def on_main(function: Callable, *args: Any) -> Any:
-    """Let rank 0 call the function; every rank gets its result, and none goes on before.
+    """Let rank 0 call the function when all are here; every rank gets its result, and then goes on.
 
-    Not to be called in a loop whose length may differ between the ranks.
+    So it deletes and renames nothing that another still reads. Not to be called in a loop whose
+    length may differ between the ranks.
     """
     if world_size() == 1:
         return function(*args)
+    all_gather_dict({})
     result = [function(*args)] if rank() == 0 else [None]
     dist.broadcast_object_list(result)
     return result[0]

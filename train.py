@@ -34,13 +34,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from common.checks import check_inputs, fits_context
 from common.cli import ArgumentParser, InputError, printable, run_script
-from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
-                                progress_bar, split, world_size)
+from common.distributed import (all_gather_dict, all_reduce, farewell, init_distributed, leave,
+                                on_main, progress_bar, split, world_size)
 from common.files import remove, write_json
 from common.journal import Journal
 from common.options import (add_run_options, add_sampling_options, add_training_options,
@@ -428,8 +427,7 @@ def main() -> None:
     else:
         with open_run(args) as run:
             train(args, run)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    farewell()
 
 
 if __name__ == "__main__":

@@ -116,6 +116,8 @@ def explain(error: Exception) -> str | None:
         return str(error) + (FREE_SPACE if error.errno in FULL else "")
     if isinstance(error, (RuntimeError, MemoryError)):
         first_line = str(error).split("\n")[0]
+        if "by peer" in first_line:  # gloo's "Connection closed by peer"
+            return "another process of this run has ended; what it says is the reason"
         if "memory" in first_line or isinstance(error, MemoryError):
             return f"out of memory ({first_line}); {LESS_MEMORY}"
     return None

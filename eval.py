@@ -30,26 +30,25 @@ from tasks.task import Task, gold_answer, normalize_gold, read_problems
 from tasks.zebralogic.puzzle import is_easy, right_cells
 from vote import extract_answer, response_answers, ended_flags
 
-# Random numbers come from (seed, round, what for), here the same for every model: round 0, use 4,
-# which comes after those of train.py.
+# Random numbers come from (seed, round, what for), here the same for every model: round 0, and
+# what for = 4, since train.py has 1 to 3.
 EVALUATING = (0, 4)
 
 
 def evaluate_checkpoint(
-    folder: Path, problems: str, args: Namespace, out: str | Path | None, name: str
+    folder: Path, path: str, args: Namespace, out: str | Path | None, name: str
 ) -> list[dict]:
     """Let the model in a folder answer a file of problems: the lines of `out`.
 
     out: the file that is made of them, beside which finished batches are kept.
     """
     task = Task.load(args.task)
-    rows = read_problems(problems, task, args.limit)
-    check_lengths(problems, folder, task, args)
-    model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype,
-                                       system=args.system)
+    problems = read_problems(path, task, args.limit)
+    check_lengths(path, folder, task, args)
+    model, tokenizer = load_checkpoint(folder, args.chat, args.device, args.dtype, args.system)
     params = SamplingParams.from_args(args)
     journal = Journal(out, folder, args) if out else None
-    return evaluate(model, tokenizer, task, rows, args.k, params, args.seed, journal, name)
+    return evaluate(model, tokenizer, task, problems, args.k, params, args.seed, journal, name)
 
 
 def evaluate(

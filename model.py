@@ -35,7 +35,7 @@ from common.files import read_json, write_json
 # On an H100 PyTorch prefers cuDNN's attention, which makes a plan for every new length.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-LOGITS_CHUNK = 1024  # response tokens whose logits exist at once: 0.5 GB for 128,256 words in fp32
+LOGITS_CHUNK = 1024  # response tokens whose logits exist at once: 0.5 GB for 128,256 tokens in fp32
 
 # Activation checkpointing: no activations of the call are kept; the backward pass makes them again.
 recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -314,6 +314,7 @@ def attention_lse_formula(
 class PreTrained(nn.Module):
     """A model that lives in a folder: `config.json` and `model.safetensors`, or its shards."""
 
+    folder: str | Path = "the model"  # that it was read from
     def __init__(self, config: Config, hf_config: dict):
         super().__init__()
         self.config = config
@@ -356,6 +357,7 @@ class PreTrained(nn.Module):
         for name, tensor in read_tensors(Path(folder), shapes, device, tied):
             state[name] = tensor.to(dtype)
         model.load_state_dict(state, assign=True)
+        model.folder = folder
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -4,7 +4,7 @@
     python sample.py --task gsm8k --model DIR --problems train.jsonl --k 8 --out responses.jsonl
     python vote.py responses.jsonl                                    # then look at the votes
 
-These are the steps 1 and 2 of scpo.py. `generate` reads each prompt once, shares
+These are steps 1 and 2 of scpo.py. `generate` reads each prompt once, shares
 its keys and values among the k rows that continue it, and drops rows as they end.
 The random numbers of a response depend on (seed, prompt, sample number, position)
 alone: up to the rounding of matrix products, a problem gets the same samples alone
@@ -39,7 +39,7 @@ from tasks.task import Task, read_problems
 from tasks.zebralogic.puzzle import rephrased_puzzle
 from vote import NEXT_QUESTION, show_votes
 
-DROP_BELOW = 7 / 8  # share of rows still active: dropping copies the cache, so not for every row
+DROP_BELOW = 7 / 8  # share of unfinished rows at which the others are dropped: it copies the cache
 STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes every row's text
 STOP_FN_TOKENS = 40  # last tokens of a response in which a stop string is looked for
 GREEDY = -1  # the number of the sample that is no sample: the likeliest token at every step
@@ -170,13 +170,14 @@ def decode(
     logits (R, vocab_size): of the first new token. uniforms (R, max_new_tokens).
     """
     responses = [Response([], False) for _ in range(len(logits))]
-    active = np.arange(len(logits))  # (R,): the response that each row of the cache continues
+    response_of = np.arange(len(logits))  # (R,): which response each row of the cache continues
     for step in range(params.max_new_tokens):
-        draws = torch.from_numpy(uniforms[active, step]).to(logits.device)  # (R,)
+        check_finite(logits, model)
+        draws = torch.from_numpy(uniforms[response_of, step]).to(logits.device)  # (R,)
         tokens = next_token(logits, draws, params.temperature, params.top_p)  # (R,)
         unfinished = []
         for row, token in enumerate(tokens.tolist()):
-            response = responses[active[row]]
+            response = responses[response_of[row]]
             if response.ended or token in stop_ids:  # ended rows stay until enough can be dropped
                 response.ended = True
                 continue
@@ -188,10 +189,10 @@ def decode(
         bar.update(len(unfinished))
         if not unfinished or step + 1 == params.max_new_tokens:
             break
-        if len(unfinished) <= DROP_BELOW * len(active):
+        if len(unfinished) <= DROP_BELOW * len(response_of):
             rows = torch.tensor(unfinished, device=tokens.device)
             cache.select(rows)
-            active, tokens = active[unfinished], tokens[rows]
+            response_of, tokens = response_of[unfinished], tokens[rows]
         logits = model(tokens[:, None], cache)[:, 0]  # (R, vocab_size)
     return responses
 
@@ -203,19 +204,16 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
     together have probability top_p can be drawn. Temperature 0 is greedy.
     """
     if temperature == 0:
-        tokens = logits.argmax(-1)  # of a NaN, if there is one
-        check_finite(logits.gather(-1, tokens[:, None]))
-        return tokens
+        return logits.argmax(-1)
     fp32_temperature = torch.tensor([temperature], device=logits.device)  # makes the quotient fp32
     probs = torch.softmax(logits / fp32_temperature, dim=-1)  # (R, vocab_size)
-    check_finite(probs[:, 0])
     return sample_nucleus(probs, uniforms, top_p, NUCLEUS)
 
 
-def check_finite(values: Tensor) -> None:
-    if not values.isfinite().all():
+def check_finite(logits: Tensor, model: Llama) -> None:
+    if not (logits.amax(-1).abs() < 1e30).all():  # the largest is NaN if one is
         advice = "its weights are broken, or too large for this --dtype"
-        raise InputError(f"the model's logits are NaN or infinite: {advice}")
+        raise InputError(f"{model.folder}: its logits are NaN or infinite: {advice}")
 
 
 def sample_nucleus(
@@ -378,7 +376,7 @@ def main() -> None:
     problems = read_problems(args.problems, task, args.limit)
     check_lengths(args.problems, args.model, task, args)
     model, tokenizer = load_checkpoint(args.model, args.chat, args.device, args.dtype,
-                                       system=args.system)
+                                       args.system)
     journal = Journal(args.out, args.model, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, SamplingParams.from_args(args),
                            seed=[args.seed], journal=journal, desc="sampling")

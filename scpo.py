@@ -16,9 +16,9 @@ One round turns a model M_{t-1} into M_t, without a label (section 2 of the pape
 Here τ is a number of votes, β keeps M_t close to M_{t-1}, and α weighs the NLL. τ also filters the
 new problems: one without a consistent answer gives no pair.
 
-This file holds steps 4 to 6; train.py runs all six. Everything but the last section
-is pure functions of plain values. What the paper leaves open (ties, responses
-without an answer, problems on which all agree) is decided here, each in a comment.
+This file holds steps 4 to 6; train.py runs all six. Only the last section needs a model. What the
+paper leaves open (ties, responses without an answer, problems on which all agree) is decided here,
+each in a comment.
 
 In the comments on shapes, B is the number of pairs.
 """
@@ -59,11 +59,12 @@ def scpo_pair(
     # A response without an answer is never chosen, but with V = 0 it may be the one to reject.
     others = [i for i, answer in enumerate(answers) if answer != answers[chosen]]
     if not others:
-        raise NoPair("without an answer to reject")
+        raise NoPair("still unanimous")
     fewest = min(votes[i] for i in others)
     if fewest == votes[chosen]:
         # All answers have equally many votes, so w(x) = 0: the pair would add no loss, but count in
-        # the mean. A tie at the top is always of this kind with tau ≥ 0.5; below, y+ is drawn.
+        # the mean. With tau ≥ 0.5 a tie at the top is always of this kind; with a smaller one y+ is
+        # drawn.
         raise NoPair("tied")
     least_consistent = [i for i in others if votes[i] == fewest]
     return chosen, draw_response(answers, least_consistent, rng)
@@ -184,7 +185,7 @@ def nll_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
 
 @dataclass
 class EncodedPair:
-    """A pair in tokens; `rejected` is None where nothing is rejected (LMSI)."""
+    """A pair in tokens. `rejected` is None in all pairs of a round (LMSI), or in none."""
 
     prompt: list[int]
     chosen: list[int]
@@ -218,7 +219,7 @@ def encode_pair(pair: dict, tokenizer: ChatTokenizer) -> EncodedPair:
 def pair_metrics(
     model: Llama, pairs: list[EncodedPair], beta: float, alpha: float
 ) -> dict[str, Tensor]:
-    """The loss of each pair, and what log.jsonl tells of it beside, (B,) each."""
+    """The loss of each pair and its other metrics in log.jsonl, (B,) each."""
 
     def column(values: list) -> Tensor:
         return torch.tensor(values, device=model.device)  # (B,)

@@ -14,8 +14,8 @@ can read, in runs/NAME/Mt/:
     pairs.jsonl           steps 3 to 5: prompt, chosen, rejected (null with lmsi), weight, votes
     reference.jsonl       step 6: log M_{t-1}(y|x) of both: two numbers, and no second model
     log.jsonl             step 6: a line per optimizer step
-    checkpoint-N/         weights and optimizer after N steps, until the round is done; epochs/N
-                          the model after an epoch, likewise
+    checkpoint-N/         weights and optimizer after N steps, until the round is done
+    epochs/N/             the model after N epochs, until the round is done
     epochs.jsonl          how good each epoch's model is on the dev problems (only with --select)
     model/                M_t, a Hugging Face checkpoint folder
     eval_responses.jsonl  greedy and sampled responses to the test problems; eval.json has scores
@@ -34,13 +34,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from common.checks import check_inputs, fits_context
 from common.cli import ArgumentParser, InputError, printable, run_script
-from common.distributed import (all_gather_dict, all_reduce, init_distributed, leave, on_main,
-                                progress_bar, split, world_size)
+from common.distributed import (all_gather_dict, all_reduce, farewell, init_distributed, leave,
+                                on_main, progress_bar, micro_batches_of_rank, world_size)
 from common.files import remove, sampled_ids, write_json
 from common.journal import Journal
 from common.options import (add_run_options, add_sampling_options, add_training_options,
@@ -49,9 +48,9 @@ from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, check_metrics, check_tokens, free_memory,
-                             load_for_training, restore_checkpoint, save_checkpoint, save_model,
-                             summary)
+from common.training import (caught_signals, check_metrics, check_pairs, drop_without_models,
+                             free_memory, load_for_training, restore_checkpoint, save_checkpoint,
+                             save_model, summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
@@ -61,8 +60,7 @@ from scpo import (EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
 from tasks.task import Task, read_golds, read_problems, unlabeled
 from vote import (count_votes, ended_flags, response_answers, show_pair, show_votes)
 
-# Random numbers come from (seed, round, what for); eval.EVALUATING is (0, 4). Pairs are drawn by
-# the text SEED/ROUND/ID.
+# Random numbers come from (seed, round, what for). Pairs are drawn by the text SEED/ROUND/ID.
 WRITING, ANSWERING, SHUFFLING = 1, 2, 3
 
 
@@ -97,7 +95,8 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
             f"M{t}/rewards.jsonl", make_rewards, responses, args, t, same_ids_as=problems)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
         on_main(remove, folder, "reference.jsonl", "log.jsonl", *OF_TRAINING)
-    pairs = run.stage(f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t)
+    pairs = run.stage(
+        f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t, pairs_of=responses)
     train_model(source, pairs, args, run, t)
 
 
@@ -121,8 +120,8 @@ def make_problems(source: Path, args: Namespace, folder: Path, t: int) -> list[d
     tests = read_problems(args.test, task) if args.test else []
     known = [problem["question"] for problem in tests]
     chat, system = ("auto", None) if args.writer else (args.chat, args.system)
-    writer, tokenizer = load_checkpoint(args.writer or source, chat, args.device, args.dtype,
-                                        system=system)
+    writer, tokenizer = load_checkpoint(
+        args.writer or source, chat, args.device, args.dtype, system)
     journal = Journal(folder / "problems.jsonl", args.writer or source, args)
     new, dropped = write_problems(
         writer, tokenizer, task, given, count, SamplingParams.from_args(args),
@@ -140,8 +139,7 @@ def make_responses(
 ) -> list[dict]:
     """k responses to each problem; where all agree, hotter ones too, to find one to reject."""
     task = Task.load(args.task)
-    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype,
-                                       system=args.system)
+    model, tokenizer = load_checkpoint(source, args.chat, args.device, args.dtype, args.system)
     params, seed = SamplingParams.from_args(args), [args.seed, t, ANSWERING]
     journal = Journal(folder / "responses.jsonl", source, args)
     rows = answer_problems(model, tokenizer, task, problems, args.k, params, seed=seed,
@@ -160,10 +158,9 @@ def make_responses(
                                  desc=f"M{t}: extra responses")
         for row, extra in zip(unanimous, hotter):
             row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
-            row["response_ids"] = row.pop("response_ids")  # behind what people read
             row["extra_response_ids"] = extra["response_ids"]
     print(f"M{t} responses: {len(rows)} problems × {args.k}, of which {no_answer} without an answer"
-          f" and {cut_off} of these cut off; {len(unanimous)} unanimous ones × {args.extra} more")
+          f", {cut_off} of them cut off; {len(unanimous)} unanimous ones × {args.extra} more")
     warn_of_collapse(rows, args.task)
     for row in rows[:2]:
         print("    " + show_votes(row, args.task).replace("\n", "\n    "))
@@ -175,7 +172,7 @@ def make_responses(
 
 
 def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: int) -> list[dict]:
-    """At most one pair per problem, and a line on what became of the others."""
+    """The lines of pairs.jsonl; printed is what became of the problems without one."""
     golds = {}  # stays empty where --method reads no answer
     if args.method in ("gold", "semi"):
         task = Task.load(args.task)
@@ -185,7 +182,7 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
     pairs, skipped = [], Counter()
     for row in responses:
         try:
-            pairs.append(make_pair(row, golds.get(row["id"]), scores.get(row["id"]), args, t))
+            pairs += pairs_of(row, golds.get(row["id"]), scores.get(row["id"]), args, t)
         except NoPair as reason:
             skipped[str(reason)] += 1
     others = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
@@ -201,32 +198,32 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
     return pairs
 
 
-def make_pair(
+def pairs_of(
     row: dict, gold: str | None, rewards: list[float] | None, args: Namespace, t: int
-) -> dict:
-    """A line of pairs.jsonl from one of responses.jsonl. Raises NoPair.
+) -> list[dict]:
+    """The pairs of one problem: of a line of responses.jsonl those of pairs.jsonl. Raises NoPair.
 
     gold: the right answer, if --method looks at it. rewards: of the k responses, likewise.
     """
     extra = {"responses": row.get("extra_responses", []), "ended": row.get("extra_ended", [])}
     answers = response_answers(row, args.task) + response_answers(extra, args.task)
     votes = count_votes(answers, len(row["responses"]))
-    choice = choose_pair(row, answers, votes, gold, rewards, args, t)
-    return pair_line(row, answers, votes, *choice)
+    choices = choose_pairs(row, answers, votes, gold, rewards, args, t)
+    return [pair_line(row, answers, votes, *choice) for choice in choices]
 
 
 def pair_line(
     row: dict, answers: list[str | None], votes: list[int], chosen: int, rejected: int | None,
     weight: float,
 ) -> dict:
-    """A line of pairs.jsonl. chosen, rejected: indices among the responses and the extra ones.
+    """A choice as a line of pairs.jsonl.
 
-    A problem may have several lines, a weight may be negative, and where nothing is rejected a
-    line is one weighted response.
+    chosen, rejected: indices among the responses and the extra ones. Training also takes negative
+    weights, and lines that reject nothing, if none of a round does: their loss is weight · NLL.
     """
     texts = row["responses"] + row.get("extra_responses", [])
     ended = ended_flags(row) + row.get("extra_ended", [])
-    sampled = sampled_ids(row)
+    ids = sampled_ids(row)
     pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None,
             "weight": weight, "k": len(row["responses"])}
     for side, i in (("chosen", chosen), ("rejected", rejected)):
@@ -236,29 +233,31 @@ def pair_line(
             pair[f"answer_{side}"] = answers[i]
             pair[f"sample_{side}"] = i
             pair[f"ended_{side}"] = ended[i]
-    for side, i in (("chosen", chosen), ("rejected", rejected)):  # behind what people read
-        pair[f"ids_{side}"] = None if i is None else sampled[i]
+            pair[f"ids_{side}"] = ids[i]
     return pair
 
 
-def choose_pair(
+def choose_pairs(
     row: dict, answers: list[str | None], votes: list[int], gold: str | None,
     rewards: list[float] | None, args: Namespace, t: int,
-) -> tuple[int, int | None, float]:
-    """What --method makes of the responses to a problem: the chosen, the rejected one, and w(x)."""
+) -> list[tuple[int, int | None, float]]:
+    """What --method makes of a problem's responses: the chosen one, the rejected one, and w(x).
+
+    It is one pair in all methods of the paper; a list, since there could be several.
+    """
     k, tau = len(row["responses"]), per_round(args.tau, t)
     rng = random.Random(f"{args.seed}/{t}/{row['id']}")
     if args.method == "lmsi":
-        return most_consistent(answers, votes, k, tau, rng), None, 1.0
+        return [(most_consistent(answers, votes, k, tau, rng), None, 1.0)]
     if args.method == "reward":
-        return *reward_pair(rewards), 1.0
+        return [(*reward_pair(rewards), 1.0)]
     if args.method == "gold" or (args.method == "semi" and gold is not None):
-        return *gold_pair(answers, k, gold, rng), 1.0
+        return [(*gold_pair(answers, k, gold, rng), 1.0)]
     chosen, rejected = scpo_pair(answers, votes, k, tau, rng)
     weight = 1.0 if args.unweighted else pair_weight(votes[chosen], votes[rejected], k)
     if args.method == "coin" and rng.random() < 0.5:
-        return rejected, chosen, weight
-    return chosen, rejected, weight
+        return [(rejected, chosen, weight)]
+    return [(chosen, rejected, weight)]
 
 
 # --------------------------------------------------------------------------------------------
@@ -268,11 +267,10 @@ def choose_pair(
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
     """Train θ, which starts at M_{t-1}, on the round's pairs; --select picks the epoch of M_t."""
     folder = run.folder / f"M{t}"
-    if run.has(f"M{t}/log.jsonl") and not run.has(f"M{t}/epochs/{args.epochs}"):
-        on_main(remove, folder, "log.jsonl", *OF_TRAINING)  # without its model it is of no use
+    on_main(drop_without_models, folder, math.ceil(len(pairs) / args.batch_size), args)
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
-    check_tokens(data, model, folder)
+    check_pairs(data, model, folder)
     if data[0].rejected is not None:
         rows = run.stage(
             f"M{t}/reference.jsonl", make_reference, model, data, pairs, args, t, same_ids_as=pairs)
@@ -285,7 +283,7 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     started, epoch = time.time(), args.epochs
     if args.select != "last":
         rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
-        epoch = best_epoch(rows, args.select)
+        epoch = best_epoch(rows, args, folder / "epochs.jsonl")
     run.stop_before(f"M{t}/model")  # a folder: it is renamed, where `stage` would write a file
     run.record(f"M{t}/model", time.time() - started)
     on_main((folder / f"epochs/{epoch}").rename, folder / "model")
@@ -348,7 +346,7 @@ def forward_backward(model: Llama, batch: list[EncodedPair], args: Namespace) ->
     or over ranks, gives the same gradient.
     """
     batch = sorted(batch, key=lambda pair: pair.length, reverse=True)  # little padding
-    micro_batches, sums = split(batch, args.micro_batch_size), []
+    micro_batches, sums = micro_batches_of_rank(batch, args.micro_batch_size), []
     for i, pairs in enumerate(micro_batches):
         if world_size() > 1:  # ranks exchange gradients once, after the last micro-batch
             model.set_requires_gradient_sync(i + 1 == len(micro_batches))
@@ -367,7 +365,7 @@ def make_reference(
     model: Llama, data: list[EncodedPair], pairs: list[dict], args: Namespace, t: int
 ) -> list[dict]:
     """log M_{t-1}(y|x) of both responses of each pair, in nats, while θ is M_{t-1}."""
-    found, parts = {}, split(list(range(len(data))), args.micro_batch_size)
+    found, parts = {}, micro_batches_of_rank(list(range(len(data))), args.micro_batch_size)
     for part in progress_bar(iterable=parts, desc=f"M{t}: reference", unit="batch"):
         chosen, rejected = pair_logps(model, [data[i] for i in part or [0]])
         for i, chosen_logp, rejected_logp in zip(part, chosen.tolist(), rejected.tolist()):
@@ -436,8 +434,7 @@ def main() -> None:
     else:
         with open_run(args) as run:
             train(args, run)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    farewell()
 
 
 if __name__ == "__main__":

@@ -73,9 +73,10 @@ def extract_answer(text: str, task: str) -> str | None:
 
 
 # A base model may run on with another question: these end its sampling, and its text.
-NEXT_QUESTION = ("\nQ:", "\nQuestion:", "\nProblem:", "\n### Question", "\n### Problem",
-                 "<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
-NEXT = re.compile("|".join(map(re.escape, NEXT_QUESTION)).replace("\\\n", r"\n[ \t]*+"))
+LINES = ("Q:", "Question:", "Problem:", "### Question", "### Problem")
+MARKS = ("<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
+NEXT_QUESTION = (*("\n" + line for line in LINES), *MARKS)
+NEXT = re.compile(rf"\n[ \t]*+(?:{'|'.join(LINES)})|{'|'.join(map(re.escape, MARKS))}")
 ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 MAX_MARKS = 10  # of the last #### lines, those in which a number is looked for
 HEADING = re.compile(r"(?i)\s*(?:step|part|case|check)\b|\s*\d+[.)]\s+[a-z]")  # #### 2. Why
@@ -88,7 +89,7 @@ def final_part(text: str) -> str:
         text = rest
     elif "<think>" in text:  # cut off in its thoughts
         text = text.partition("<think>")[0]
-    begun = re.search(r"[\d\\]", text)  # before it, it may restate its own question
+    begun = re.search(r"[\d\\]", text)  # before its first number or formula, a question is its own
     if begun and (mark := NEXT.search(text, begun.end())):
         text = text[: mark.start()]
     tags = ANSWER_TAG.findall(text) if "<answer>" in text else []
@@ -124,12 +125,12 @@ EXTRACTORS = {
 def is_equiv(a: str | None, b: str | None, task: str) -> bool:
     """Whether two answers as people write them are equal. None equals nothing, not even None.
 
-    For other people's files: extracted answers have one spelling, so here `==` compares them.
+    Extracted answers have one spelling, so `==` compares those.
     """
     return a is not None and normalize(a, task) == normalize(b, task)
 
 
-same_answer = is_equiv  # the name that other people's files know
+same_answer = is_equiv  # its older name
 
 
 def normalize(answer: str | None, task: str) -> str | None:

@@ -5,19 +5,25 @@
 
 A finding is an exception that is no InputError, an answer whose spelling is not its own, or a text
 that takes too long. The fuzzer stops at the first, prints it and keeps it in the current folder.
+The numbers of each target are kept in --out, bench/results/fuzz.json, beside those of the other.
 """
 
+import importlib.util
 import json
+import multiprocessing
+import os
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.cli import ArgumentParser, InputError, integer, run_script
+from common.cli import ArgumentParser, InputError, integer, path_name, run_script
 
 MAX_SECONDS = 1.0  # instrumented code is several times slower; plain code has 0.2 s
 PIECES = [  # what the formats are made of; the fuzzer finds the rest
@@ -136,16 +142,13 @@ FOLDER = Path(tempfile.gettempdir())
 TARGETS = {"extract": fuzz_extract, "load": fuzz_load}
 
 
-def main() -> None:
+def fuzz(target: str, minutes: int, stderr: int) -> None:
+    """Fuzz in this process, which ends with it; `stderr` gets what the fuzzer says."""
     global FOLDER
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("target", choices=TARGETS, help="what is fuzzed")
-    parser.add_argument("--minutes", type=integer(1), default=30, help="how long")
-    args = parser.parse_args()
-    try:
-        import atheris
-    except ImportError as error:
-        raise InputError("atheris is not installed: pip install atheris") from error
+    import atheris
+
+    os.dup2(stderr, 2)
+    os.close(stderr)
     with atheris.instrument_imports(include=["vote", "tasks", "common", "model"]):
         import model  # noqa: F401
         import vote  # noqa: F401
@@ -159,10 +162,52 @@ def main() -> None:
         (FOLDER / "one").mkdir()
         for number, piece in enumerate(PIECES):
             (corpus / str(number)).write_text(piece)
-        flags = [f"-max_total_time={60 * args.minutes}", "-timeout=20"]
+        flags = [f"-max_total_time={60 * minutes}", "-timeout=20"]
         flags += ["-max_len=2000", "-len_control=0"]
-        atheris.Setup([sys.argv[0], *flags, str(corpus)], TARGETS[args.target])
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], TARGETS[target])
         atheris.Fuzz()
+
+
+def numbers_of(lines: Iterable[str]) -> dict[str, int]:
+    """How far the fuzzer came, from what it says. It tells of a branch in the code as `cov`."""
+    found = {"executions": 0, "coverage": 0}
+    for line in lines:
+        said = re.match(r"#(\d+)\s+\w+\s+cov: (\d+)", line)
+        if said:
+            found = {"executions": int(said[1]), "coverage": int(said[2])}
+    return found
+
+
+def shown(lines: Iterable[str]) -> Iterable[str]:
+    for line in lines:
+        print(line, end="", flush=True)
+        yield line
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("target", choices=TARGETS, help="what is fuzzed")
+    parser.add_argument("--minutes", type=integer(1), default=30, help="how long")
+    parser.add_argument("--out", type=path_name, default=str(ROOT / "bench/results/fuzz.json"),
+                        help="the numbers as JSON")
+    args = parser.parse_args()
+    if importlib.util.find_spec("atheris") is None:
+        raise InputError("atheris is not installed: pip install atheris")
+    reading, writing = os.pipe()
+    # In a child, since the fuzzer ends its process. It must not have loaded what is instrumented.
+    arguments = (args.target, args.minutes, writing)
+    child = multiprocessing.get_context("fork").Process(target=fuzz, args=arguments)
+    child.start()
+    os.close(writing)
+    with open(reading, errors="replace") as lines:
+        numbers = numbers_of(shown(lines))
+    child.join()
+    from common.files import read_json, write_json  # loaded before, it would not be instrumented
+
+    numbers = {"minutes": args.minutes, **numbers, "findings": int(child.exitcode != 0)}
+    write_json(args.out, {**read_json(Path(args.out)), args.target: numbers})
+    print(f"{numbers}, in {args.out}")
+    sys.exit(numbers["findings"])
 
 
 if __name__ == "__main__":

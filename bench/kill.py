@@ -1,14 +1,13 @@
 """Kill -9 a run on two processes at random moments; what it goes on to must be an undisturbed run.
 
-    python bench/kill.py [--times 20] [--ranks 2] [--out kill.json]
+    python bench/kill.py [--times 20] [--ranks 2] [--out bench/results/kill.json]
 
 A small run of the toy task through every stage: two rounds, self-written problems, an epoch
 selected by votes, a checkpoint after every second step. Each trial starts anew, is killed with all
 its processes before the time that an undisturbed run takes, is started again, and must end with the
-same files, bit by bit.
+same files, bit by bit. The results of each number of processes are kept beside those of others.
 """
 
-import json
 import os
 import random
 import shutil
@@ -22,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.cli import ArgumentParser, InputError, integer, run_script
+from common.cli import ArgumentParser, InputError, integer, path_name, run_script
+from common.files import read_json, write_json
 
 RUN = ("--limit 24 --k 4 --new-problems 0 12 --epochs 3 --batch-size 8 --micro-batch-size 2 "
        "--max-num-seqs 32 --select votes --save-every 2").split()
@@ -30,11 +30,13 @@ TIMES = ("options.json", "results.json", "stages.json", "lock")  # files that ho
 
 
 def start(n_ranks: int, out: Path) -> subprocess.Popen:
+    """The run in a folder; what it says on stderr is in a file beside it."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", str(n_ranks)]
-    return subprocess.Popen(
-        [*torchrun, str(ROOT / "train.py"), *RUN, "--out", str(out)], stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    with open(f"{out}.stderr", "w") as stderr:
+        return subprocess.Popen(
+            [*torchrun, str(ROOT / "train.py"), *RUN, "--out", str(out)], stderr=stderr,
+            stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -70,7 +72,8 @@ def undisturbed(folder: Path, n_ranks: int) -> tuple[dict[str, bytes], float]:
     for name in ("cold", "whole"):
         started = time.time()
         if start(n_ranks, folder / name).wait():
-            raise InputError("the undisturbed run failed; try train.py alone")
+            last = Path(f"{folder / name}.stderr").read_text()[-300:]
+            raise InputError(f"the undisturbed run failed, try train.py alone: {last}")
     return files(folder / "whole"), time.time() - started
 
 
@@ -79,7 +82,8 @@ def main() -> None:
     parser.add_argument("--times", type=integer(1), default=20, help="trials")
     parser.add_argument("--ranks", type=integer(1), default=2, help="processes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", default="kill.json", help="where and how each trial ended")
+    parser.add_argument("--out", type=path_name, default=str(ROOT / "bench/results/kill.json"),
+                        help="where and how each trial ended")
     args = parser.parse_args()
     rng, trials = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,14 +99,16 @@ def main() -> None:
                 continue
             kill(process)
             place, code = newest(out), start(args.ranks, out).wait()
-            same = code == 0 and files(out) == expected
-            trials.append({"last_written": place, "same": same})
+            same = files(out) == expected
+            trials.append({"last_written": place, "exit_code": code, "same": same})
             print(f"{len(trials):2}. killed after {moment:5.1f} s, last written {place}, exit code "
                   f"then {code}: {'the same in the end' if same else 'NOT the same'}", flush=True)
-    n_same = sum(trial["same"] for trial in trials)
-    print(f"{n_same} of {args.times} ended with the same files")
-    result = {"ranks": args.ranks, "trials": trials}
-    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+            if code:
+                trials[-1]["stderr"] = Path(f"{out}.stderr").read_text()
+                print(trials[-1]["stderr"], flush=True)
+    n_same = sum(trial["same"] and trial["exit_code"] == 0 for trial in trials)
+    print(f"{n_same} of {args.times} ended well and with the same files")
+    write_json(args.out, {**read_json(Path(args.out)), f"{args.ranks} ranks": trials})
 
 
 if __name__ == "__main__":

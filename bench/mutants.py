@@ -26,7 +26,7 @@ from common.cli import ArgumentParser, InputError, integer, run_script
 from common.distributed import progress_bar
 
 # The functions that are changed (None: all), and the tests that are run, the likeliest first.
-TRAINING = ("make_pairs", "make_pair", "choose_pair", "train_model", "optimize",
+TRAINING = ("make_pairs", "pairs_of", "pair_line", "choose_pairs", "train_model", "optimize",
             "forward_backward", "make_reference", "learning_rate")
 TARGETS = {
     "scpo.py": (None, "scpo loss methods training eval".split()),

@@ -40,11 +40,11 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-LARGEST = 10**9  # of a whole number
+LARGEST = 10**6  # of a whole number
 
 
-def integer(least: int, rule: str = "") -> Callable[[str], int]:
-    """A type for `add_argument`: a whole number of at least `least`, which `rule` says better."""
+def integer(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """A type for `add_argument`: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -52,9 +52,9 @@ def integer(least: int, rule: str = "") -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: {rule or f'must be at least {least}'}")
-        if value > LARGEST:
-            raise argparse.ArgumentTypeError(f"{text!r}: must be at most {LARGEST:,}")
+            raise argparse.ArgumentTypeError(f"{text!r}: must be at least {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be at most {most:,}")
         return value
 
     return parse
@@ -116,6 +116,8 @@ def explain(error: Exception) -> str | None:
         return str(error) + (FREE_SPACE if error.errno in FULL else "")
     if isinstance(error, (RuntimeError, MemoryError)):
         first_line = str(error).split("\n")[0]
+        if "by peer" in first_line:  # gloo's "Connection closed by peer"
+            return "another process of this run has ended; what it says is the reason"
         if "memory" in first_line or isinstance(error, MemoryError):
             return f"out of memory ({first_line}); {LESS_MEMORY}"
     return None

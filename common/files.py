@@ -232,9 +232,10 @@ def check_out(path: str | None) -> None:
     """Refuse, before the work and not after it, an --out that exists or cannot be written."""
     if path is None:
         return
-    for taken in (Path(path), Path(f"{path}.part")):
+    part = Path(f"{path}.part")
+    for taken, advice in ((Path(path), ""), (part, "delete it if a stop has left it, or ")):
         if taken.exists():
-            raise InputError(f"--out {path}: {taken} exists already; choose another name")
+            raise InputError(f"--out {path}: {taken} exists already; {advice}choose another name")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,11 +21,10 @@ class Journal:
 
     def __init__(self, path: str | Path, folder: str | Path, args: Namespace):
         """path: the file that is to be made. folder: of the model that samples."""
-        self.path, self.weights = Path(path), []
-        for file in [Path(folder) / "config.json", *weight_files(Path(folder))]:
-            stat = file.stat()
-            self.weights.append((file.name, stat.st_size, stat.st_mtime_ns))
-        self.code, self.dtype = fingerprint()[0], args.dtype
+        self.path, self.dtype = Path(path), args.dtype
+        # As rank 0 sees them: a copy on another machine may have another date, and ranks that
+        # ask for other keys would not agree on what is left to do.
+        self.code, self.weights = on_main(code_and_weights, Path(folder))
         self.batches: dict[str, list] = on_main(self.read)
 
     def read(self) -> dict[str, list]:
@@ -49,3 +48,12 @@ class Journal:
         with writing(file), open(file, "a") as lines:
             lines.write("\n" + json.dumps([key, responses]))  # the line before may be half of one
             flush(lines)
+
+
+def code_and_weights(folder: Path) -> tuple[str, list[tuple]]:
+    """What tells this code, and the model in a folder, from others."""
+    weights = []
+    for file in [folder / "config.json", *weight_files(folder)]:
+        stat = file.stat()
+        weights.append((file.name, stat.st_size, stat.st_mtime_ns))
+    return fingerprint()[0], weights

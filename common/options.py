@@ -17,6 +17,7 @@ from tasks.chat import CHAT_FORMATS, ChatTokenizer
 from tasks.task import Task, task_names
 
 Model = TypeVar("Model", bound=PreTrained)
+MOST_SAMPLES = 10_000  # of a problem
 SELECTIONS = {  # common/selection.py
     "last": "needs no dev problems",
     "dev": "the best greedy accuracy on --dev (the paper's; reads labels)",
@@ -30,7 +31,7 @@ def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
     add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
     add("--model", type=path_name, help="checkpoint folder in Hugging Face's Llama layout")
     add("--problems", type=path_name, help="JSON lines as the task's publisher ships them")
-    add("--k", type=integer(min_k), help="responses per problem")
+    add("--k", type=integer(min_k, MOST_SAMPLES), help="responses per problem")
     add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),
         help="divides the logits; 0 is greedy (paper: 0.7)")
     add("--top-p", type=real(lambda v: 0.001 <= v <= 1, "must be from 0.001 to 1"),
@@ -39,7 +40,7 @@ def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
     add("--max-num-seqs", type=integer(1), default=512,
         help="responses decoded at once; lower it if memory runs out")
     add("--limit", type=integer(1), help="only the first problems, for a quick look")
-    add("--seed", type=integer(0), default=0, help="of all random choices")
+    add("--seed", type=integer(0, 10**9), default=0, help="of all random choices")
     add("--chat", choices=["auto", *CHAT_FORMATS], default="auto",
         help="prompt format; auto reads it off the checkpoint's files")
     add("--system", help="system turn of a chat model, '' for none; if not given, the one that "
@@ -70,8 +71,8 @@ def add_run_options(parser: Parser) -> None:
     add("--rounds", type=integer(1), default=2, help="how often M_t is made from M_{t-1}")
     add("--tau", type=share, nargs="+", help="minimum vote share of the chosen answer, per "
         "round, the last one repeated (paper, GSM8K: 0.5 0.7)")
-    add("--extra", type=integer(0), default=8, help="responses at the extra temperature where all "
-        "k agree, to find one to reject (paper: 8)")
+    add("--extra", type=integer(0, MOST_SAMPLES), default=8, help="responses at the extra "
+        "temperature where all k agree, to find one to reject (paper: 8)")
     add("--extra-temperature", type=real(lambda value: value >= 0.001, "must be at least 0.001"),
         default=1.2, help="of the extra responses (paper: 1.2)")
     add("--new-problems", type=integer(0), nargs="+", help="problems the model writes, per round")
@@ -177,7 +178,7 @@ def check_checkpoint(
 
 def load_checkpoint(
     folder: str | Path | None, chat: str = "auto", device: str = "cpu", dtype: str = "float32",
-    kind: type[Model] = Llama, option: str = "--model", system: str | None = None,
+    system: str | None = None, kind: type[Model] = Llama, option: str = "--model",
 ) -> tuple[Model, ChatTokenizer]:
     """The model and the tokenizer of a checkpoint folder. Raises InputError."""
     tokenizer = check_checkpoint(folder, chat, kind, option, system)

@@ -88,14 +88,16 @@ class Run:
 
     def stage(
         self, name: str, make: Callable[..., list[dict]], *args: Any,
-        same_ids_as: list[dict] | None = None,
+        same_ids_as: list[dict] | None = None, pairs_of: list[dict] | None = None,
     ) -> list[dict]:
         """The lines of a stage's file: read if it is there, else made by all ranks together.
 
         same_ids_as: rows of another stage; to each belongs one line of this one.
+        pairs_of: the responses of which the lines are pairs.
         """
         if self.has(name):
             rows = read_stage(self.folder / name, same_ids_as)
+            check_pairs(self.folder / name, rows, pairs_of)
             on_main(remove, self.folder, f"{name}.batches-*")  # if it ended right behind the file
             self.keep(name)
             return rows
@@ -147,6 +149,21 @@ def read_stage(path: Path, of: list[dict] | None) -> list[dict]:
     if of is not None and [row["id"] for row in rows] != [row["id"] for row in of]:
         raise InputError(f"{path}: its lines are not those of this run's problems; {anew}")
     return rows
+
+
+def check_pairs(path: Path, pairs: list[dict], responses: list[dict] | None) -> None:
+    """Raises InputError for a pair that is not of these responses; without any all is well."""
+    if responses is None:
+        return
+    texts = {}
+    for row in responses:
+        texts[row["id"]] = (row["prompt"], [*row["responses"], *row.get("extra_responses", [])])
+    for pair in pairs:
+        prompt, given = texts.get(pair["id"], (None, []))
+        taken = [pair[side] for side in ("chosen", "rejected") if pair[side] is not None]
+        if pair["prompt"] != prompt or not set(taken) <= set(given):
+            reason = f"the pair of {pair['id']} is not made of the responses in responses.jsonl"
+            raise InputError(f"{path}: {reason}; delete the file to make it anew")
 
 
 def write_record(folder: Path, name: str, seconds: float) -> None:

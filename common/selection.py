@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.cli import InputError
+from common.files import NUMBER
 from common.journal import Journal
 from common.options import load_checkpoint
 from eval import EVALUATING, is_correct, majority_vote
@@ -34,7 +36,7 @@ def score_epochs(source: Path, folder: Path, args: Namespace, name: str) -> list
     for epoch in range(first, args.epochs + 1):
         checkpoint = folder / f"epochs/{epoch}" if epoch else source
         model, tokenizer = load_checkpoint(checkpoint, args.chat, args.device, args.dtype,
-                                           system=args.system)
+                                           args.system)
         journal = Journal(folder / "epochs.jsonl", checkpoint, args)
         responses = answer_problems(model, tokenizer, task, problems, k, params,
                                     seed=[args.seed, *EVALUATING], journal=journal,
@@ -63,10 +65,22 @@ def score_epoch(responses: list[dict], problems: list[dict], args: Namespace) ->
     return {"vote_share": float(np.mean(shares)), "different_answers": len(winners)}
 
 
-def best_epoch(rows: list[dict], select: str) -> int:
-    """The epoch to keep, from the lines of epochs.jsonl; of equal ones the first."""
+def best_epoch(rows: list[dict], args: Namespace, path: Path) -> int:
+    """The epoch to keep, from the lines of epochs.jsonl; of equal ones the first.
+
+    path: that file. Raises InputError if its lines are not those that score_epochs makes.
+    """
+    first, scores = 0, ["vote_share", "different_answers"]
+    if args.select == "dev":
+        first, scores = 1, ["greedy"]
+    good = [row["epoch"] for row in rows] == list(range(first, args.epochs + 1))
+    for row in rows:
+        good = good and all(isinstance(row.get(name), NUMBER[0]) for name in scores)
+    if not good:
+        wanted = f"the {' and '.join(scores)} of the epochs {first} to {args.epochs}"
+        raise InputError(f"{path}: must have {wanted}; delete the file to make it anew")
     epochs = [row for row in rows if row["epoch"] > 0]
-    if select == "dev":
+    if args.select == "dev":
         return max(epochs, key=lambda row: row["greedy"])["epoch"]
     # A model that gives every problem one answer agrees with itself best of all.
     least = 0.5 * rows[0]["different_answers"]

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from common.checkpoint import read_into, write_tensors
 from common.cli import InputError
 from common.distributed import on_main, world_size
-from common.files import flush, remove, write_jsonl, writing
+from common.files import flush, read_jsonl, remove, write_jsonl, writing, wrong_with_stage
 from common.options import usable_device
-from common.runs import read_stage
+from common.runs import FIELDS, OF_TRAINING
 from model import Llama
 from scpo import EncodedPair
 from tasks.chat import ChatTokenizer
@@ -80,21 +80,43 @@ def save_checkpoint(folder: Path, model: Llama, optimizer: Optimizer, log: list[
     on_main(remove, folder, *older)
 
 
+def drop_without_models(folder: Path, steps_per_epoch: int, args: Namespace) -> None:
+    """Delete what is left of a training if models that it saved are gone: no step gives them back.
+
+    It is then made again from the first step.
+    """
+    steps = [int(path.name.removeprefix("checkpoint-")) for path in checkpoints(folder)]
+    if (folder / "log.jsonl").exists():
+        steps.append(steps_per_epoch * args.epochs)
+    saved = range(1, max(steps, default=0) // steps_per_epoch + 1)
+    if args.select == "last":
+        saved = [args.epochs] if args.epochs in saved else []
+    if not all((folder / f"epochs/{epoch}").exists() for epoch in saved):
+        print(f"{folder}: models of its epochs are gone; the training is made anew")
+        remove(folder, "log.jsonl", "epochs.jsonl", *OF_TRAINING)
+
+
 def restore_checkpoint(folder: Path, model: Llama, optimizer: Optimizer) -> list[dict]:
     """Go back to the last checkpoint; its log, which is empty if there is none."""
     found = on_main(checkpoints, folder)
     if not found:
         return []
-    log = read_stage(found[-1] / "log.jsonl", None)
-    if found[-1].name != f"checkpoint-{len(log)}":
-        raise InputError(f"{found[-1]}: its log.jsonl has {len(log)} lines; delete the folder")
     weights = dict(model.named_parameters())
-    read_into(weights, found[-1] / "weights")
+    moments = {}
+    try:
+        log = read_jsonl(found[-1] / "log.jsonl", FIELDS["log.jsonl"], wrong_with_stage)
+        if found[-1].name != f"checkpoint-{len(log)}":
+            raise InputError(f"{found[-1]}: its log.jsonl has {len(log)} lines")
+        read_into(weights, found[-1] / "weights")
+        for moment in MOMENTS:
+            moments[moment] = {name: torch.zeros_like(p) for name, p in weights.items()}
+            read_into(moments[moment], found[-1] / moment)
+    except InputError as error:
+        advice = f"delete {found[-1]} to train from an earlier step"
+        raise InputError(f"{error}; {advice}") from error
     for moment in MOMENTS:
-        moments = {name: torch.zeros_like(p) for name, p in weights.items()}
-        read_into(moments, found[-1] / moment)
         for name, p in weights.items():
-            optimizer.state[p][moment] = moments[name]
+            optimizer.state[p][moment] = moments[moment][name]
     for p in weights.values():
         steps = torch.tensor(float(len(log)))
         optimizer.state[p]["step"] = steps.to(p.device) if p.is_cuda else steps
@@ -133,8 +155,11 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             flush(file)  # on the disk before the folder gets its name
 
 
-def check_tokens(data: list[EncodedPair], model: Llama, folder: Path) -> None:
-    """Raises InputError for a token that the model does not have."""
+def check_pairs(data: list[EncodedPair], model: Llama, folder: Path) -> None:
+    """Raises InputError for a token that the model does not have, or lines of two kinds."""
+    if len({pair.rejected is None for pair in data}) > 1:
+        raise InputError(f"{folder}/pairs.jsonl: some lines reject a response and some do not; "
+                         "make all of one kind")
     for pair in data:
         last = max(pair.prompt + pair.chosen + (pair.rejected or []))
         if last >= model.config.vocab_size:

@@ -20,7 +20,7 @@ from common.files import flush, read_json
 from model import Llama
 
 ROUND = [*SMALL, "--rounds", "1", "--limit", "12", "--save-every", "1", "--epochs", "2"]
-ROUND += ["--batch-size", "4"]
+ROUND += ["--batch-size", "4", "--new-problems", "6", "--method", "reward", "--select", "votes"]
 TEXTS = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
 BOTH = pytest.mark.parametrize("number", TEXTS, ids=TEXTS.get)
 
@@ -63,21 +63,33 @@ FLUSHED = [
     (common.journal, "M0/eval_responses.jsonl.batches-0"),
     (common.files, "M0/eval_responses.jsonl"),
     (common.files, "stages.json"),
+    (common.files, "M0/eval.json"),
+    (common.journal, "M1/problems.jsonl.batches-0"),
+    (common.files, "M1/problems.jsonl"),
     (common.journal, "M1/responses.jsonl.batches-0"),
+    (common.files, "M1/responses.jsonl"),
+    (common.files, "M1/rewards.jsonl"),
     (common.files, "M1/pairs.jsonl"),
+    (common.files, "M1/reference.jsonl"),
     (common.checkpoint, "M1/checkpoint-1.part/weights/model.safetensors"),
     (common.checkpoint, "M1/checkpoint-2.part/exp_avg/model.safetensors"),
     (common.files, "M1/checkpoint-3.part/log.jsonl"),
     (common.checkpoint, "M1/epochs/2.part/model.safetensors"),
     (common.files, "M1/epochs/2.part/config.json"),
     (common.training, "M1/epochs/2.part/tokenizer.json"),
+    (common.files, "M1/log.jsonl"),
+    (common.journal, "M1/epochs.jsonl.batches-0"),
+    (common.files, "M1/epochs.jsonl"),
+    (common.journal, "M1/eval_responses.jsonl.batches-0"),
+    (common.files, "M1/eval_responses.jsonl"),
     (common.files, "M1/eval.json"),
     (common.files, "results.json"),
 ]
 
 
 def test_a_run_goes_on_wherever_the_disk_was_full(tmp_path, error_of):
-    """One run meets it at every kind of file, and ends as one that never did."""
+    """One run meets it at every stage, within sampling and training too, and ends as one that
+    never did."""
     folder = tmp_path / "run"
     for module, file in FLUSHED:
         with pytest.MonkeyPatch.context() as patch:
@@ -92,7 +104,8 @@ def test_a_run_goes_on_wherever_the_disk_was_full(tmp_path, error_of):
 def test_half_a_model_folder_does_not_count(tmp_path, error_of):
     """The weights, or the copy of the tokenizer, end in the middle."""
     folder = tmp_path / "run"
-    once = [*ROUND, "--epochs", "1", "--save-every", "99", "--no-eval", "--out", folder]
+    once = [*ROUND, "--epochs", "1", "--save-every", "99", "--no-eval", "--select", "last"]
+    once += ["--out", folder]
     for module, function, named in (
         (common.checkpoint, "save_file", "epochs/1.part/model.safetensors"),
         (shutil, "copyfile", "epochs/1.part/generation_config.json"),

@@ -1,6 +1,7 @@
 """A stop while it samples loses one batch at most, and ends with the files of no stop at all."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import eval as evaluation
 import sample
 import train
 from common.files import read_jsonl
-from common.journal import Journal
+from common.journal import Journal, code_and_weights
 from sample import SamplingParams, generate
 
 QUICK = "--limit 6 --k 2 --max-new-tokens 16 --max-num-seqs 4".split()  # three batches of samples
@@ -156,12 +157,15 @@ def test_an_out_that_appears_meanwhile_is_left_alone(tmp_path, error_of, script)
 
 
 @pytest.mark.parametrize("script", [sample, evaluation], ids=["sample", "eval"])
-@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.part"])
-def test_an_out_that_is_taken_is_refused_before_the_work(tmp_path, error_of, script, name):
+@pytest.mark.parametrize("name, advice", [
+    ("r.jsonl", "choose another name"),
+    ("r.jsonl.part", "delete it if a stop has left it, or choose another name"),
+], ids=["out", "part"])
+def test_an_out_that_is_taken_is_refused_before_the_work(tmp_path, error_of, script, name, advice):
     (tmp_path / name).write_text("theirs")
     with batches() as made:
         message = error_of(script, *QUICK, "--out", tmp_path / "r.jsonl")
-    assert made == [] and f"{tmp_path / name} exists already" in message
+    assert made == [] and f"{tmp_path / name} exists already; {advice}" in message
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
 
@@ -191,6 +195,18 @@ def test_the_same_call_samples_nothing_again(model, tmp_path):
     n_batches, responses = sampled(model, tmp_path)
     assert n_batches == 3
     assert sampled(model, tmp_path) == (0, responses)
+
+
+def test_ranks_look_for_the_batches_that_rank_0_looks_for(model, tmp_path, monkeypatch):
+    """On another machine the copy of the model has another date."""
+    where = (tmp_path / "r.jsonl", tmp_path / "model", Namespace(dtype="float32"))
+    answers = {"code_and_weights": code_and_weights(tmp_path / "model"), "read": {}}
+    key = Journal(*where).key("x")
+    os.utime(tmp_path / "model/config.json", (1, 1))
+    assert Journal(*where).key("x") != key
+    on_main = lambda function, *args: answers[function.__name__]  # noqa: E731
+    monkeypatch.setattr(common.journal, "on_main", on_main)
+    assert Journal(*where).key("x") == key
 
 
 @pytest.mark.parametrize("changed", [

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import SHIPPED, SMALL, TOY, random_llama, run, tiny_config
+from conftest import SHIPPED, SMALL, TOY, random_llama, run, tiny_config, train_args
 
 import eval as evaluation
 import sample
@@ -117,7 +117,7 @@ def test_a_files_name_is_one_that_can_be_shown(script, error_of, option, value):
 
 @SCRIPTS
 @values_of("--k", "--max-new-tokens", "--max-num-seqs", "--limit", "--seed")
-@pytest.mark.parametrize("value", [str(10**18), "9" * 5000, "1e3", "1.0", "nan", "--k"],
+@pytest.mark.parametrize("value", [str(10**9 + 1), "9" * 5000, "1e3", "1.0", "nan", "--k"],
                          ids=lambda value: value[:6])
 def test_a_count_is_a_whole_number_of_a_sensible_size(script, error_of, option, value):
     message = error_of(script, f"{option}={value}")
@@ -127,7 +127,18 @@ def test_a_count_is_a_whole_number_of_a_sensible_size(script, error_of, option, 
 @values_of("--epochs", "--rounds", "--batch-size", "--micro-batch-size", "--save-every", "--extra",
            "--new-problems")
 def test_a_count_of_training_has_a_sensible_size(error_of, option):
-    assert f"argument {option}" in error_of(train, option, 10**18)
+    for value in (10**18, 10**9):
+        assert f"argument {option}: '{value}': must be at most" in error_of(train, option, value)
+
+
+@pytest.mark.parametrize("option, most", [
+    ("--k", 10**4), ("--extra", 10**4), ("--seed", 10**9), ("--max-num-seqs", 10**6),
+    ("--new-problems", 10**6), ("--batch-size", 10**6), ("--epochs", 10**6), ("--limit", 10**6),
+])
+def test_the_largest_counts(error_of, option, most):
+    """A thousand times what anyone uses; more would fill the memory, or never end."""
+    assert train_args(option, most)
+    assert f"must be at most {most:,}" in error_of(train, option, most + 1)
 
 
 @pytest.mark.parametrize("option, value", [

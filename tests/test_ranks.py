@@ -20,16 +20,17 @@ from safetensors.torch import load_file
 
 import sample
 import train
+from common import distributed
 from common.files import read_jsonl
 
 SHIPPED_WEIGHTS = SHIPPED / "model.safetensors"
 
 
-def launch(ranks: int, *argv) -> subprocess.Popen:
+def launch(ranks: int, *argv, script: Path | str = "train.py", **variables) -> subprocess.Popen:
     """train.py on so many gloo processes, in a session of its own."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node", str(ranks), "train.py", *map(str, argv)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "--nproc-per-node", str(ranks), str(script), *map(str, argv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -180,6 +181,64 @@ def test_two_ranks_use_what_one_had_sampled(tmp_path, monkeypatch):
     assert theirs.count("") == len(responses) == 8
     assert [text for text in theirs if text] == [a for a, b in zip(ours, theirs) if b]
     assert not list((tmp_path / "two/M1").glob("*.batches-*"))
+
+
+@pytest.fixture
+def order(monkeypatch) -> list:
+    """What rank 0 of two does, in order."""
+    done = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(distributed, "all_gather_dict", lambda mine: done.append("all are here"))
+    monkeypatch.setattr(distributed, "leave", done.append)
+    monkeypatch.setattr(distributed.dist, "broadcast_object_list", lambda parts: None)
+    return done
+
+
+def test_rank_0_deletes_nothing_that_another_still_reads(order):
+    distributed.on_main(order.append, "deleted")
+    assert order == ["all are here", "deleted"]
+
+
+def test_ranks_that_are_done_end_at_once_when_all_are(order):
+    """A usual end has aborted one process in thirty runs, under load."""
+    distributed.farewell()
+    assert order == ["all are here", 0]
+
+
+# The disk is full when a file of that name is written, by whichever rank.
+FULL_DISK = """
+import errno, os, sys
+import common.checkpoint, common.files, common.journal, train
+flush = common.files.flush
+def full(file):
+    if str(file.name).endswith(os.environ["FULL"]):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    flush(file)
+for module in (common.checkpoint, common.files, common.journal):
+    module.flush = full
+train.run_script(train.main, train.leave)
+"""
+
+
+def test_two_ranks_go_on_wherever_the_disk_was_full(tmp_path):
+    """That of rank 1 within sampling, then that of rank 0 within a checkpoint."""
+    how = [*SMALL, "--rounds", "1", "--limit", "16", "--max-num-seqs", "16", "--no-eval"]
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    run(train, *how, "--out", tmp_path / "one")
+    for file in ("M1/responses.jsonl.batches-1", "checkpoint-1.part/exp_avg/model.safetensors"):
+        process = launch(2, *how, "--save-every", "1", "--out", tmp_path / "two",
+                         script=tmp_path / "full.py", FULL=file, PYTHONPATH=str(ROOT))
+        shown = process.communicate(timeout=200)[0]
+        assert process.returncode == 1 and "(exitcode: 2)" in shown
+        lines = {line for line in shown.splitlines() if line.startswith("error: ")}
+        lines.discard("error: another process of this run has ended; what it says is the reason")
+        [line] = lines
+        assert f"{file}: cannot be written (No space left on device); free some space" in line
+        assert 'common/cli.py", line' not in shown  # no traceback of the other rank
+    finish(launch(2, *how, "--out", tmp_path / "two"))
+    assert_alike(tmp_path / "one", tmp_path / "two", 1)
+    assert stage_files(tmp_path / "one").keys() == stage_files(tmp_path / "two").keys()
 
 
 def test_ranks_that_fail_say_so_and_leave(tmp_path):

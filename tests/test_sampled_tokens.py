@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, random_llama, run, tiny_config
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (Tokenizer, decoders, models, normalizers, pre_tokenizers, processors,
+                        trainers)
 
 import eval as evaluation
 import sample
@@ -180,7 +181,8 @@ def test_ids_of_problems_are_texts_everywhere(tmp_path):
         assert {type(row["id"]) for row in read_jsonl(tmp_path / f"run/{name}.jsonl")} == {str}
 
 
-@pytest.mark.parametrize("ids", [7, [[1]], [["1"]] * 4, [[-1]] * 4, [[True]] * 4, [1] * 4], ids=repr)
+@pytest.mark.parametrize(
+    "ids", [7, [[1]], [["1"]] * 4, [[-1]] * 4, [[True]] * 4, [1] * 4], ids=repr)
 def test_ids_that_are_none_are_refused(ids, tmp_path, error_of):
     rows = [{"id": "a", "question": "?", "responses": ["#### 1"] * 4, "response_ids": ids}]
     write_jsonl(tmp_path / "r.jsonl", rows)

@@ -1,7 +1,10 @@
 """`--select`: which epoch's model becomes M_t."""
 
+import shutil
+from pathlib import Path
+
 import pytest
-from conftest import SMALL, TOY, digest, run, stage_files
+from conftest import SMALL, TOY, delete, digest, run, stage_files, train_args
 
 import train
 from common.files import read_json, read_jsonl, write_jsonl
@@ -12,7 +15,7 @@ def test_the_best_epoch_by_labels_is_the_first_of_equal_ones():
     rows = []
     for epoch, greedy in ((1, 0.3), (2, 0.5), (3, 0.5), (4, 0.1)):
         rows.append({"epoch": epoch, "greedy": greedy})
-    assert best_epoch(rows, "dev") == 2
+    assert best_epoch(rows, train_args("--select", "dev", "--epochs", 4), Path("e")) == 2
 
 
 @pytest.mark.parametrize("rows, best", [
@@ -25,7 +28,8 @@ def test_the_best_epoch_by_votes_has_not_collapsed(rows, best):
     lines = []
     for epoch, (share, different) in enumerate(rows):
         lines.append({"epoch": epoch, "vote_share": share, "different_answers": different})
-    assert best_epoch(lines, "votes") == best
+    args = train_args("--select", "votes", "--epochs", len(rows) - 1)
+    assert best_epoch(lines, args, Path("e")) == best
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,8 @@ def test_the_selected_model_is_kept_and_the_others_are_gone(selected):
     last = digest(selected / "last/M1/model/model.safetensors")
     for name in ("votes", "dev"):
         kept = digest(selected / name / "M1/model/model.safetensors")
-        best = best_epoch(read_jsonl(selected / name / "M1/epochs.jsonl"), name)
+        path = selected / name / "M1/epochs.jsonl"
+        best = best_epoch(read_jsonl(path), train_args("--select", name, "--epochs", 3), path)
         assert (kept == last) == (best == 3)
         assert not (selected / name / "M1/epochs").exists()
 
@@ -84,3 +89,33 @@ def test_the_selected_model_has_the_score_that_selected_it(selected, tmp_path):
     run(train, *small, "--select", "dev", "--from", selected / "dev",
         "--test", TOY / "dev.jsonl", "--out", tmp_path / "run")
     assert read_json(tmp_path / "run/M1/eval.json")["greedy"] == best
+
+
+@pytest.mark.parametrize("select", ["votes", "dev"])
+@pytest.mark.parametrize("change", [
+    lambda rows: rows[:-1], lambda rows: rows[::-1], lambda rows: rows + rows[-1:],
+    lambda rows: [{"epoch": row["epoch"]} for row in rows],
+    lambda rows: [*rows[:-1], {**rows[-1], "greedy": None, "vote_share": "x"}],
+], ids=["fewer", "turned", "twice", "without scores", "no numbers"])
+def test_scores_that_are_not_of_these_epochs_are_refused(
+    selected, tmp_path, monkeypatch, error_of, select, change
+):
+    """And deleted, as the line says, they are made anew."""
+    how = [*SMALL, "--rounds", "1", "--epochs", "3", "--lr", "2e-3", "--limit", "16", "--no-eval"]
+    how += ["--select", select, "--out", tmp_path / "run"]
+    shutil.copytree(selected / select, tmp_path / "run")
+    path = tmp_path / "run/M1/epochs.jsonl"
+    for name in ("log.jsonl", "model"):
+        delete(tmp_path / "run/M1" / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "best_epoch", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(train, *how)
+    write_jsonl(path, change(read_jsonl(path)))
+    before = stage_files(tmp_path / "run")
+    message = error_of(train, *how)
+    assert f"{path}: must have the " in message and "epochs " in message
+    assert stage_files(tmp_path / "run") == before
+    path.unlink()
+    run(train, *how)
+    assert stage_files(tmp_path / "run") == stage_files(selected / select)

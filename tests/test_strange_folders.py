@@ -94,6 +94,41 @@ def test_lines_of_other_problems_are_refused(folder, refusal, name, change):
     assert f"{folder / name}: its lines are not those of this run's problems" in message
 
 
+@pytest.mark.parametrize("change", [
+    {"id": "other"}, {"prompt": "Q: another\nA:"}, {"chosen": "#### 77"}, {"rejected": "#### 77"},
+], ids=lambda change: next(iter(change)))
+def test_a_pair_that_is_not_made_of_the_responses_is_refused(folder, refusal, change):
+    """As one of another run, whose reference.jsonl is gone."""
+    delete(folder / "M2/reference.jsonl")
+    path = folder / "M2/pairs.jsonl"
+    rows = read_jsonl(path)
+    rows[-1] = {**rows[-1], **change}
+    write_jsonl(path, rows)
+    message = refusal()
+    reason = f"the pair of {rows[-1]['id']} is not made of the responses in responses.jsonl"
+    assert f"{path}: {reason}; delete the file to make it anew" in message
+
+
+def test_pairs_that_are_refused_and_deleted_are_made_anew(finished, folder, error_of):
+    rows = read_jsonl(folder / "M1/pairs.jsonl")  # all is there, but it is of round 1
+    write_jsonl(folder / "M2/pairs.jsonl", [{**row, "chosen": "#### 77"} for row in rows])
+    assert "pairs.jsonl" in error_of(train, *SMALL, "--out", folder)
+    delete(folder / "M2/pairs.jsonl")
+    run(train, *SMALL, "--out", folder)
+    assert stage_files(folder) == stage_files(finished)
+
+
+def test_other_pairs_of_the_same_responses_are_a_finished_stage(folder):
+    """Another program may choose: fewer, in another order, several of a problem, turned."""
+    delete(folder / "M2/reference.jsonl")
+    pairs = read_jsonl(folder / "M2/pairs.jsonl")[:3]
+    turned = {**pairs[0], "chosen": pairs[0]["rejected"], "rejected": pairs[0]["chosen"]}
+    write_jsonl(folder / "M2/pairs.jsonl", [*pairs[::-1], {**turned, "weight": -0.5}])
+    run(train, *SMALL, "--out", folder)
+    assert len(read_jsonl(folder / "M2/reference.jsonl")) == 4
+    assert [line["pairs"] for line in read_jsonl(folder / "M2/log.jsonl")] == [4]
+
+
 # --------------------------------------------------------------------------------------------
 # Records of the run
 
@@ -182,14 +217,52 @@ def test_a_deleted_model_of_a_finished_round_is_made_again(finished, tmp_path):
     assert stage_files(folder) == stage_files(finished)
 
 
-@pytest.mark.parametrize("lines", [0, 1], ids=["empty", "half"])
-def test_a_checkpoint_with_another_log_is_refused(folder, error_of, lines):
+@pytest.mark.parametrize("damage", [
+    lambda checkpoint: (checkpoint / "log.jsonl").write_text(""),
+    lambda checkpoint: (checkpoint / "log.jsonl").unlink(),
+    lambda checkpoint: (checkpoint / "log.jsonl").write_text("{"),
+    lambda checkpoint: write_jsonl(checkpoint / "log.jsonl",
+                                   read_jsonl(checkpoint / "log.jsonl")[:1]),
+    lambda checkpoint: delete(checkpoint / "exp_avg"),
+    lambda checkpoint: (checkpoint / "weights/model.safetensors").write_bytes(b"x"),
+], ids=["empty log", "no log", "broken log", "half a log", "no moments", "broken weights"])
+def test_a_damaged_checkpoint_is_refused_and_without_it_the_run_goes_on(
+    finished, folder, error_of, damage
+):
     """Its number says how many steps were made."""
     run_interrupted(2, *SMALL, "--out", folder)
     [checkpoint] = (folder / "M2").glob("checkpoint-*")
-    path = checkpoint / "log.jsonl"
-    write_jsonl(path, read_jsonl(path)[:lines])
-    assert str(checkpoint) in error_of(train, *SMALL, "--out", folder)
+    damage(checkpoint)
+    before = stage_files(folder)
+    message = error_of(train, *SMALL, "--out", folder)
+    assert f"; delete {checkpoint} to train from an earlier step" in message
+    assert stage_files(folder) == before
+    delete(checkpoint)
+    run(train, *SMALL, "--out", folder)
+    assert stage_files(folder) == stage_files(finished)
+
+
+@pytest.mark.parametrize("select, lost", [("last", [2]), ("votes", [1, 2]), ("votes", [1])],
+                         ids=["last", "all", "the first"])
+@pytest.mark.parametrize("stopped_in", ["summary", "free_memory"], ids=["no log", "with the log"])
+def test_without_the_models_of_its_epochs_a_training_is_made_anew(
+    tmp_path, monkeypatch, capsys, select, lost, stopped_in
+):
+    """Its last checkpoint knows none but the last of them."""
+    how = [*SMALL, "--rounds", "1", "--limit", "12", "--epochs", "2", "--save-every", "1"]
+    how += ["--select", select, "--no-eval"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, stopped_in, lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(train, *how, "--out", tmp_path / "run")
+    assert (tmp_path / "run/M1/log.jsonl").exists() == (stopped_in == "free_memory")
+    for epoch in lost:
+        delete(tmp_path / f"run/M1/epochs/{epoch}")
+    run(train, *how, "--out", tmp_path / "run")
+    shown = f"{tmp_path / 'run/M1'}: models of its epochs are gone; the training is made anew"
+    assert shown in capsys.readouterr().out
+    run(train, *how, "--out", tmp_path / "whole")
+    assert stage_files(tmp_path / "run") == stage_files(tmp_path / "whole")
 
 
 def test_epochs_that_were_deleted_are_trained_again(folder, monkeypatch):

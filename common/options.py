@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from common.cli import ArgumentParser, InputError, integer, path_name, path_or_none, real
-from model import Llama, PreTrained
+from common.pretrained import PreTrained
+from model import Llama
 from scpo import METHODS
 from tasks.chat import CHAT_FORMATS, ChatTokenizer
 from tasks.task import Task, task_names

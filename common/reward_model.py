@@ -15,7 +15,8 @@ from common.checkpoint import LARGEST_SIZE, MOST_LAYERS, check_size, is_positive
 from common.cli import InputError
 from common.distributed import all_gather_dict, progress_bar, rank, world_size
 from common.options import load_checkpoint
-from model import Config, PreTrained, collate
+from common.pretrained import PreTrained
+from model import Config, Transformer, collate
 from tasks.chat import ChatTokenizer
 
 SETTINGS = ("num_objectives", "gating_hidden_dim", "gating_n_hidden", "gating_temperature")
@@ -27,8 +28,11 @@ class RewardModel(PreTrained):
     With one objective the gate is constant: a Bradley-Terry model with a linear head.
     """
 
+    config_class = Config
+
     def __init__(self, config: Config, hf_config: dict):
         super().__init__(config, hf_config)
+        self.model = Transformer(config)
         if not all(is_positive(hf_config.get(name)) for name in SETTINGS):
             raise InputError(
                 f"the config.json of a reward model names {', '.join(SETTINGS)}, each above 0; is "

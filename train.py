@@ -284,8 +284,8 @@ def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: i
     if args.select != "last":
         rows = run.stage(f"M{t}/epochs.jsonl", score_epochs, source, folder, args, f"M{t}")
         epoch = best_epoch(rows, args, folder / "epochs.jsonl")
-    run.stop_before(f"M{t}/model")  # a folder: it is renamed, where `stage` would write a file
     run.record(f"M{t}/model", time.time() - started)
+    # A folder: it is renamed, where `stage` would write a file.
     on_main((folder / f"epochs/{epoch}").rename, folder / "model")
     on_main(remove, folder, *OF_TRAINING)
     run.stop_after(f"M{t}/model")
@@ -383,7 +383,7 @@ def learning_rate(step: int, n_steps: int, warmup_ratio: float, peak: float) -> 
     n_warmup = math.ceil(warmup_ratio * n_steps)
     if step < n_warmup:
         return peak * (step + 1) / n_warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
 
 
 # --------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def main() -> None:
                 print(trials[-1]["stderr"], flush=True)
     n_same = sum(trial["same"] and trial["exit_code"] == 0 for trial in trials)
     print(f"{n_same} of {args.times} ended well and with the same files")
-    write_json(args.out, {**read_json(Path(args.out)), f"{args.ranks} ranks": trials})
+    write_json(args.out, {**read_json(Path(args.out)), str(args.ranks): trials})
 
 
 if __name__ == "__main__":

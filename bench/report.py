@@ -4,8 +4,8 @@
     python bench/report.py --study runs/study/study.jsonl        # keep this study in bench/results/
     python bench/report.py --run runs/toy                        # keep this default run there
 
-Nothing between the marks <!-- NAME --> and <!-- end --> of the two files is written by hand. A test
-prints them again and compares.
+Nothing between the marks <!-- NAME --> and <!-- end --> of these files and of bench/README.md is
+written by hand. A test prints them again and compares.
 """
 
 import json
@@ -15,6 +15,7 @@ import statistics
 import sys
 import textwrap
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,6 +292,68 @@ def default_run_blocks(run: dict) -> dict[str, str]:
 
 
 # --------------------------------------------------------------------------------------------
+# What was done to break it, in bench/README.md
+
+
+def robustness_table() -> str:
+    """Of each kind of trouble: how often it was tried, and how it ended."""
+    table = ["| what was tried | how it ended | with |", "|---|---|---|"]
+    for cells in (*broken_rows(), *kill_rows(), FULL_DISK, *mutant_rows(), *fuzz_rows()):
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join(table)
+
+
+FULL_DISK = (
+    "a full disk in each stage, within sampling and training; on 2 processes within both",
+    "one line that names the file; then the files of an undisturbed run",
+    "`python -m pytest tests/test_full_disk.py tests/test_ranks.py`")
+
+
+def broken_rows() -> Iterator[tuple[str, ...]]:
+    """A row for each kind of input."""
+    result = read_json(RESULTS / "broken.json")
+    for kind, counts in result["counts"].items():
+        wrong = sum(counts.values()) - counts["refused"] - counts["accepted"]
+        ends = (f"{counts['refused']} refused in one line that names it, {counts['accepted']} "
+                f"did no harm, {wrong} went wrong")
+        command = f"`python bench/broken.py --count {result['count']}`"
+        yield f"{sum(counts.values())} times {BROKEN[kind]}", ends, command
+
+
+BROKEN = {
+    "checkpoint": "a broken checkpoint folder", "options": "a broken option",
+    "problems": "a broken file of problems", "responses": "a broken responses.jsonl",
+    "run": "a broken file of a run that goes on",
+}
+
+
+def kill_rows() -> Iterator[tuple[str, ...]]:
+    for ranks, trials in sorted(read_json(RESULTS / "kill.json").items()):
+        same = sum(trial["same"] and trial["exit_code"] == 0 for trial in trials)
+        tried = f"{len(trials)} times `kill -9` at a random moment of a run on {ranks} process"
+        yield (tried + ("es" if ranks != "1" else ""),
+               f"{same} went on to the files of an undisturbed run, bit by bit",
+               f"`python bench/kill.py --times {len(trials)} --ranks {ranks}`")
+
+
+def mutant_rows() -> Iterator[tuple[str, ...]]:
+    result = read_json(RESULTS / "mutants.json")
+    if result:
+        yield (f"{result['mutants']} mistakes put into the method, one at a time",
+               f"{result['killed']} noticed by the tests",
+               f"`python bench/mutants.py --count {result['mutants']}`")
+
+
+def fuzz_rows() -> Iterator[tuple[str, ...]]:
+    for target, numbers in sorted(read_json(RESULTS / "fuzz.json").items()):
+        yield (f"{numbers['minutes']} minutes of a coverage-guided fuzzer on {FUZZED[target]}",
+               f"{numbers['executions']:,} executions, {numbers['findings']} findings",
+               f"`python bench/fuzz.py {target} --minutes {numbers['minutes']}`")
+
+
+FUZZED = {"extract": "the extractors", "load": "the loaders of files"}
+
+# --------------------------------------------------------------------------------------------
 # As a script
 
 
@@ -303,9 +366,10 @@ def replace_block(text: str, name: str, block: str, source: str = "the file") ->
 
 
 def files_with_blocks() -> dict[Path, str]:
-    """README.md and RESULTS.md as they should be."""
+    """README.md, RESULTS.md and bench/README.md as they should be."""
     texts = {}
-    blocks = {ROOT / "README.md": default_run_blocks(read_json(RESULTS / "default.json"))}
+    blocks = {ROOT / "README.md": default_run_blocks(read_json(RESULTS / "default.json")),
+              ROOT / "bench/README.md": {"robustness": robustness_table()}}
     if (RESULTS / "study.jsonl").exists():
         blocks[ROOT / "RESULTS.md"] = study_blocks(read_jsonl(RESULTS / "study.jsonl"))
     for path, named_blocks in blocks.items():

@@ -197,6 +197,14 @@ def test_pair_metrics_are_the_loss_and_what_it_is_made_of():
             expected, rel=1e-5)
 
 
+def test_a_margin_of_zero_is_not_accurate():
+    """At the first step all are zero: M_θ is M_{t-1}."""
+    model = random_llama(tiny_config())
+    pair = EncodedPair([0, 5], [7, 1], [7, 1], 1.0)
+    metrics = pair_metrics(model, [pair], beta=0.5, alpha=1.0)
+    assert metrics["margin"].item() == 0 and metrics["accuracy"].item() == 0
+
+
 def test_lmsi_loss_is_the_weighted_nll():
     """It reads neither β nor α nor the reference; half the weight is half the loss."""
     model = random_llama(tiny_config())

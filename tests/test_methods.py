@@ -71,6 +71,22 @@ def test_unweighted_pairs_have_weight_one():
     assert unweighted == {**weighted, "weight": 1.0}
 
 
+def test_what_became_of_the_problems_is_told_in_one_line(capsys):
+    """And two pairs are shown."""
+    no_answer = ["#### 1", "#### 1", "#### 1", "none"]
+    rows = [SOLVED, no_answer, SOLVED, ["#### 1"] * 4, ["#### 1", "#### 2"] * 2,
+            ["#### 1", "#### 2"] * 2, ["#### 1", "#### 2", "#### 3", "#### 4"]]
+    rows = [{**row_of(responses), "id": i} for i, responses in enumerate(rows)]
+    pairs = train.make_pairs(rows, [], train_args("--tau", 0.5), t=3)
+    assert [pair["id"] for pair in pairs] == [0, 1, 2]
+    first, *shown = capsys.readouterr().out.splitlines()
+    assert first == (
+        "M3 pairs: 3 from 7 problems (others: 1 without an answer to reject, 2 tied, 1 below tau); "
+        "1 reject a response without an answer")
+    assert [line for line in shown if line.startswith("    w ")] == ["    w 0.50", "    w 0.75"]
+    assert shown[2] == "      rejected, 1 votes: #### 2"
+
+
 # --------------------------------------------------------------------------------------------
 # Gold answers (IRPO)
 

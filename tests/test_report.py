@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 import train
-from bench import plot, report
+from bench import fuzz, plot, report
 from common.cli import InputError, run_script
 from common.files import read_json, read_jsonl, write_json, write_jsonl
 
@@ -70,6 +70,38 @@ def test_every_table_has_its_marks_in_results_md():
     for name in ("claims", "methods", "written", "thresholds", "judges", "epochs", "options",
                  "control"):
         report.replace_block(text, name, "")
+
+
+def test_the_table_of_what_was_done_to_break_it(tmp_path, monkeypatch):
+    """A row for each kind of input, number of processes and target; none for what was not run."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    counts = {"run": {"refused": 3, "accepted": 2, "hang": 1}, "options": {"refused": 4}}
+    counts["options"]["accepted"] = 0
+    write_json(tmp_path / "broken.json", {"count": 10, "counts": counts})
+    trials = [{"same": True, "exit_code": code} for code in (0, 0, 1)]
+    write_json(tmp_path / "kill.json", {"2": trials, "1": [{"same": False, "exit_code": 0}]})
+    numbers = {"minutes": 30, "executions": 12345, "coverage": 600, "findings": 0}
+    write_json(tmp_path / "fuzz.json", {"extract": numbers})
+    rows = report.robustness_table().splitlines()[2:]
+    broken = "`python bench/broken.py --count 10` |"
+    assert rows[:2] == [
+        "| 6 times a broken file of a run that goes on | 3 refused in one line that names it, "
+        f"2 did no harm, 1 went wrong | {broken}",
+        "| 4 times a broken option | 4 refused in one line that names it, 0 did no harm, "
+        f"0 went wrong | {broken}"]
+    assert [row.partition(" went on")[0] for row in rows[2:4]] == [
+        "| 1 times `kill -9` at a random moment of a run on 1 process | 0",
+        "| 3 times `kill -9` at a random moment of a run on 2 processes | 2"]
+    assert "12,345 executions, 0 findings" in rows[5] and len(rows) == 6
+    write_json(tmp_path / "mutants.json", {"mutants": 300, "killed": 290, "survivors": []})
+    assert "300 mistakes" in report.robustness_table() and len(rows) == 6
+
+
+def test_the_numbers_of_the_fuzzer_are_the_last_that_it_says():
+    said = ["#2\tINITED cov: 5 ft: 6 corp: 1/1b\n", "#70\tREDUCE cov: 600 ft: 9\n", "Done 90\n",
+            "#91\tDONE   cov: 604 ft: 12 corp: 3/4b exec/s: 567\n", "### End of dictionary ###\n"]
+    assert fuzz.numbers_of(said) == {"executions": 91, "coverage": 604}
+    assert fuzz.numbers_of([]) == {"executions": 0, "coverage": 0}
 
 
 # The statistics

@@ -190,6 +190,8 @@ def test_seconds_of_a_model_are_those_of_its_stages(finished):
     for name, entry in read_json(finished / "results.json").items():
         seconds = [value["seconds"] for key, value in stages.items() if key.startswith(name)]
         assert entry["seconds"] == pytest.approx(sum(seconds), abs=1e-9)
+        assert 0 < entry["seconds"] < 3600
+    assert {"M1/model", "M2/model"} <= stages.keys()
     # eval.json is made from a stage's file, in no time
     assert set(stages) == {name for name in stages_of(finished) if not name.endswith("eval.json")}
 

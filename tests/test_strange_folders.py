@@ -118,6 +118,13 @@ def test_pairs_that_are_refused_and_deleted_are_made_anew(finished, folder, erro
     assert stage_files(folder) == stage_files(finished)
 
 
+def test_a_single_pair_is_enough(folder):
+    delete(folder / "M2/reference.jsonl")
+    write_jsonl(folder / "M2/pairs.jsonl", read_jsonl(folder / "M2/pairs.jsonl")[:1])
+    run(train, *SMALL, "--no-eval", "--out", folder)
+    assert [line["pairs"] for line in read_jsonl(folder / "M2/log.jsonl")] == [1]
+
+
 def test_other_pairs_of_the_same_responses_are_a_finished_stage(folder):
     """Another program may choose: fewer, in another order, several of a problem, turned."""
     delete(folder / "M2/reference.jsonl")

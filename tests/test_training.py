@@ -3,6 +3,7 @@
 Resuming is in test_resume.py, several ranks are in test_ranks.py.
 """
 
+import re
 from argparse import Namespace
 
 import pytest
@@ -180,6 +181,57 @@ def trained(pairs: list[EncodedPair], folder, **changes) -> torch.Tensor:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def test_the_first_step_is_that_of_adamw_without_weight_decay(pairs, tmp_path, monkeypatch):
+    """By hand: both moments are the gradient's own, so a weight moves by lr · g / (|g| + ε)."""
+    options = []
+
+    class Spy(torch.optim.AdamW):
+        def __init__(self, *args, **kwargs):
+            options.append(kwargs)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    args = train_args("--epochs", 1, "--batch-size", 8, "--lr", 1e-3, "--warmup-ratio", 0)
+    model, _ = load_for_training(SHIPPED, args)
+    train.optimize(model, pairs, SHIPPED, tmp_path, args, 1)
+    assert [given["fused"] for given in options] == [False]  # one kernel on GPUs alone
+    before = Llama.from_pretrained(SHIPPED)
+    norm = torch.cat([p.grad.view(-1) for p in model.parameters()]).norm()
+    assert norm == pytest.approx(1.0, abs=1e-3)  # clipped to --max-grad-norm
+    for p, old in zip(model.parameters(), before.parameters()):
+        expected = old - 1e-3 * p.grad / (p.grad.abs() + 1e-8)
+        torch.testing.assert_close(p, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("select, saved", [("last", [(2, 6)]), ("votes", [(1, 3), (2, 6)])])
+def test_models_are_saved_after_an_epoch_and_checkpoints_by_save_every(
+    pairs, tmp_path, monkeypatch, capsys, select, saved
+):
+    """Two epochs of three steps. The last model, or each to select one, is that of its step."""
+    steps, models, checkpoints = [], [], []
+    forward_backward, save_model = train.forward_backward, train.save_model
+
+    def count(*args):
+        steps.append(1)
+        return forward_backward(*args)
+
+    def save(model, source, folder):
+        models.append((int(folder.name), len(steps)))
+        save_model(model, source, folder)
+
+    monkeypatch.setattr(train, "forward_backward", count)
+    monkeypatch.setattr(train, "save_model", save)
+    monkeypatch.setattr(train, "save_checkpoint", lambda *args: checkpoints.append(len(args[3])))
+    args = train_args("--epochs", 2, "--batch-size", 3, "--save-every", 4, "--select", select)
+    model, _ = load_for_training(SHIPPED, args)
+    train.optimize(model, pairs, SHIPPED, tmp_path, args, 1)
+    assert models == saved and checkpoints == [4]
+    last = Llama.from_pretrained(tmp_path / "epochs/2")
+    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), model.parameters()))
+    shown = re.search(r"M1 training: 6 steps; .*; (\d+) tokens/s", capsys.readouterr().out)
+    assert int(shown[1]) > 0
 
 
 @pytest.mark.parametrize("change", [

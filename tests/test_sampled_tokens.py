@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, random_llama, run, tiny_config
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import processors, trainers
 
 import eval as evaluation
 import sample
+import tasks.chat
 import train
 from common.files import read_jsonl, write_jsonl
 from common.options import load_checkpoint
@@ -106,7 +108,7 @@ def without_ids(pair: dict) -> dict:
 
 def test_a_response_cut_at_a_stop_string_keeps_the_tokens_before_it(folder, monkeypatch):
     """If the cut is between two tokens; else its text is encoded."""
-    monkeypatch.setattr(sample, "NEXT_QUESTION", ["e", "1", "o"])
+    monkeypatch.setattr(tasks.chat, "NEXT_QUESTION", ["e", "1", "o"])
     tokenizer, drawn, rows = answer(folder, monkeypatch, "gsm8k")
     kinds = set()
     for row, responses in zip(rows, drawn, strict=True):
@@ -180,7 +182,8 @@ def test_ids_of_problems_are_texts_everywhere(tmp_path):
         assert {type(row["id"]) for row in read_jsonl(tmp_path / f"run/{name}.jsonl")} == {str}
 
 
-@pytest.mark.parametrize("ids", [7, [[1]], [["1"]] * 4, [[-1]] * 4, [[True]] * 4, [1] * 4], ids=repr)
+@pytest.mark.parametrize("ids", [7, [[1]], [["1"]] * 4, [[-1]] * 4, [[True]] * 4, [1] * 4],
+                         ids=repr)
 def test_ids_that_are_none_are_refused(ids, tmp_path, error_of):
     rows = [{"id": "a", "question": "?", "responses": ["#### 1"] * 4, "response_ids": ids}]
     write_jsonl(tmp_path / "r.jsonl", rows)

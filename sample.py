@@ -37,7 +37,7 @@ from model import KVCache, Llama
 from tasks.chat import ChatTokenizer
 from tasks.task import Task, read_problems
 from tasks.zebralogic.puzzle import rephrased_puzzle
-from vote import NEXT_QUESTION, show_votes
+from vote import show_votes
 
 DROP_BELOW = 7 / 8  # share of unfinished rows at which the others are dropped: it copies the cache
 STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes every row's text
@@ -259,7 +259,7 @@ def answer_problems(
     desc: str = "",
 ) -> list[dict]:
     """k responses to each problem: lines of responses.jsonl. Gold answers are not looked at."""
-    stops = NEXT_QUESTION if task.runs_on and not tokenizer.is_chat else ()
+    stops = tokenizer.stop_strings(task)
 
     def says_stop(tokens: list[int]) -> bool:
         text = tokenizer.decode(tokens[-STOP_FN_TOKENS:])
@@ -271,24 +271,10 @@ def answer_problems(
         stop_ids=tokenizer.stop_ids, stop_fn=says_stop if stops else None,
         first_sample=first_sample, journal=journal, desc=desc)
     rows = []
-    for problem, prompt, responses in zip(problems, prompts, sampled):
-        texts, ended, ids = [], [], []
-        for response in responses:
-            text = tokenizer.decode(response.tokens)
-            kept = before_stop(text, stops)
-            texts.append(kept)
-            ended.append(response.ended or len(kept) < len(text))
-            ids.append(tokenizer.tokens_of(kept, response.tokens))
-        row = {"id": problem["id"], "question": problem["question"], "prompt": prompt}
-        rows.append({**row, "responses": texts, "ended": ended, "response_ids": ids})
+    for problem, responses in zip(problems, sampled):
+        drawn = [(response.tokens, response.ended) for response in responses]
+        rows.append(tokenizer.response_row(task, problem, drawn))
     return rows
-
-
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stop strings."""
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return text
 
 
 def write_problems(

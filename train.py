@@ -223,9 +223,9 @@ def pair_line(
     """
     texts = row["responses"] + row.get("extra_responses", [])
     ended = ended_flags(row) + row.get("extra_ended", [])
-    ids = sampled_ids(row)
     pair = {"id": row["id"], "prompt": row["prompt"], "chosen": None, "rejected": None,
             "weight": weight, "k": len(row["responses"])}
+    sampled, ids = sampled_ids(row), {}
     for side, i in (("chosen", chosen), ("rejected", rejected)):
         if i is not None:
             pair[side] = texts[i]
@@ -233,8 +233,8 @@ def pair_line(
             pair[f"answer_{side}"] = answers[i]
             pair[f"sample_{side}"] = i
             pair[f"ended_{side}"] = ended[i]
-            pair[f"ids_{side}"] = ids[i]
-    return pair
+            ids[f"ids_{side}"] = sampled[i]
+    return {**pair, **ids}  # the tokens stand behind what people read
 
 
 def choose_pairs(

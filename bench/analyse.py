@@ -133,7 +133,7 @@ def pair_quality(pairs: list[dict], golds: dict, task: str) -> dict[str, float |
     """Accuracy of the chosen and of the rejected responses, and its margin (Table 5)."""
     right = {"chosen": [], "rejected": []}
     for pair in pairs:
-        gold = golds.get(str(pair["id"]))
+        gold = golds.get(pair["id"])
         if gold is not None and pair["rejected"] is not None:
             for side in right:
                 right[side].append(is_correct(pair[f"answer_{side}"], gold, task))
@@ -191,7 +191,9 @@ def show_difference(rows: list[dict], args: Namespace) -> dict:
 def show_pair_quality(args: Namespace) -> dict:
     if args.problems is None:
         raise InputError("--pairs: needs --problems, the problems of the pairs with their answers")
-    pairs = read_jsonl(args.pairs, ("id", "answer_chosen", "rejected"))
+    pairs = []
+    for pair in read_jsonl(args.pairs, ("id", "answer_chosen", "rejected")):
+        pairs.append({**pair, "id": str(pair["id"])})
     golds = {}
     for problem in read_problems(args.problems, Task.load(args.task)):
         golds[problem["id"]] = gold_answer(problem, args.task)

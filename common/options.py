@@ -30,7 +30,7 @@ def add_sampling_options(parser: Parser, min_k: int = 1) -> None:
     """The options of sample.py, eval.py and train.py. Those without a default are the task's."""
     add = parser.add_argument
     add("--task", default="toy", choices=task_names(), help="a folder of tasks/")
-    add("--model", type=path_name, help="checkpoint folder in Hugging Face's Llama layout")
+    add("--model", type=path_name, help="checkpoint folder of a Llama, Qwen2, Qwen3 or Mistral")
     add("--problems", type=path_name, help="JSON lines as the task's publisher ships them")
     add("--k", type=integer(min_k, MOST_SAMPLES), help="responses per problem")
     add("--temperature", type=real(lambda v: v == 0 or v >= 0.001, "must be 0 or at least 0.001"),

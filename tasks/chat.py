@@ -1,6 +1,7 @@
 """From text to tokens and back: a checkpoint's tokenizer, and the chat format of its family."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer
 from common.cli import InputError
 from common.files import read_json
 from tasks.task import Task
+from vote import NEXT_QUESTION
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,28 @@ class ChatTokenizer:
         """What a model reads of a problem."""
         return self.apply_template(task.prompt_for(problem, self.is_chat))
 
+    def stop_strings(self, task: Task) -> Sequence[str]:
+        """What ends a response of a base model that goes on with a question of its own making."""
+        return NEXT_QUESTION if task.runs_on and not self.is_chat else ()
+
+    def response_row(
+        self, task: Task, problem: dict, sampled: Sequence[tuple[list[int], bool]]
+    ) -> dict:
+        """A line of responses.jsonl, whatever engine has sampled.
+
+        sampled: the tokens of each response, without the one that ended it, and whether one did.
+        """
+        row = {"id": problem["id"], "question": problem["question"]}
+        row["prompt"] = self.prompt_for(task, problem)
+        texts, ended, ids = [], [], []
+        for tokens, stopped in sampled:
+            text = self.decode(tokens)
+            kept = before_stop(text, self.stop_strings(task))
+            texts.append(kept)
+            ended.append(stopped or len(kept) < len(text))
+            ids.append(self.tokens_of(kept, tokens))
+        return {**row, "responses": texts, "ended": ended, "response_ids": ids}
+
     def encode_prompt(self, text: str) -> list[int]:
         """What looks like a special token inside the problem is encoded as the plain text it is."""
         inside = text[len(self.before) : len(text) - len(self.after)]
@@ -152,6 +176,13 @@ class ChatTokenizer:
     def newline_ids(self) -> list[int]:
         """Every token with a line break: they end a new problem, which is one line."""
         return [i for i in range(self.tokenizer.get_vocab_size()) if "\n" in self.decode([i])]
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stop strings."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def read_template(folder: Path) -> str:

@@ -82,4 +82,4 @@ def test_a_line_that_holds_no_responses_is_refused(line, named, tmp_path):
 def test_responses_without_an_id_get_their_number(tmp_path):
     path = tmp_path / "r.jsonl"
     write_jsonl(path, [{"responses": ["a"]}, {"id": "mine", "responses": ["b"]}])
-    assert [row["id"] for row in read_responses(path)] == [0, "mine"]
+    assert [row["id"] for row in read_responses(path)] == ["0", "mine"]

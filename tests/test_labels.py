@@ -227,7 +227,7 @@ def test_coin_takes_the_pairs_of_the_vote_and_turns_some_around(runs):
             continue
         turned += 1
         assert ours["chosen"] == theirs["rejected"] and ours["rejected"] == theirs["chosen"]
-        for field in ("votes", "answer", "sample", "ended"):
+        for field in ("votes", "answer", "sample", "ended", "ids"):
             assert ours[f"{field}_chosen"] == theirs[f"{field}_rejected"]
             assert ours[f"{field}_rejected"] == theirs[f"{field}_chosen"]
     assert 0 < turned < len(pairs_of(runs["scpo"]))

@@ -44,6 +44,7 @@ def test_a_line_has_everything_that_trl_and_a_reader_need():
         "sample_chosen": pair["sample_chosen"], "ended_chosen": True,
         "rejected": "#### 3", "votes_rejected": 0, "answer_rejected": "3",
         "sample_rejected": 4, "ended_rejected": True,
+        "ids_chosen": None, "ids_rejected": None,  # nobody knows the tokens of these texts
     }
 
 

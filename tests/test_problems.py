@@ -91,7 +91,8 @@ def test_answers_are_cut_at_the_stop_string(tokenizer, monkeypatch):
     [row] = answer_problems(None, tokenizer, TASK, [problem], 3, PARAMS, seed=[0])
     assert row == {  # the gold answer is not copied
         "id": "a", "question": "Tom has 3 apples?", "prompt": "Q: Tom has 3 apples?\nA:",
-        "responses": [" 3\n#### 3", " 3", " 3\n"], "ended": [True, True, False]}
+        "responses": [" 3\n#### 3", " 3", " 3\n"], "ended": [True, True, False],
+        "response_ids": [tokenizer.encode_plain(text) for text in (" 3\n#### 3", " 3", " 3\n")]}
 
 
 def test_generation_stops_at_the_stop_string(tokenizer, monkeypatch):

@@ -32,7 +32,8 @@ ROUND = ["problems.jsonl", "responses.jsonl", "pairs.jsonl", "reference.jsonl", 
 EVALUATION = ["eval_responses.jsonl", "eval.json"]
 PAIR_FIELDS = {"id", "prompt", "weight", "k"}
 for side in ("chosen", "rejected"):
-    PAIR_FIELDS |= {side, f"votes_{side}", f"answer_{side}", f"sample_{side}", f"ended_{side}"}
+    PAIR_FIELDS |= {side, f"votes_{side}", f"answer_{side}", f"sample_{side}", f"ended_{side}",
+                    f"ids_{side}"}
 
 
 def stages_of(folder: Path) -> set[str]:

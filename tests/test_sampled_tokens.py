@@ -10,6 +10,7 @@ from tokenizers import (Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import eval as evaluation
 import sample
+import tasks.chat
 import train
 from common.files import read_jsonl, write_jsonl
 from common.options import load_checkpoint
@@ -107,7 +108,7 @@ def without_ids(pair: dict) -> dict:
 
 def test_a_response_cut_at_a_stop_string_keeps_the_tokens_before_it(folder, monkeypatch):
     """If the cut is between two tokens; else its text is encoded."""
-    monkeypatch.setattr(sample, "NEXT_QUESTION", ["e", "1", "o"])
+    monkeypatch.setattr(tasks.chat, "NEXT_QUESTION", ["e", "1", "o"])
     tokenizer, drawn, rows = answer(folder, monkeypatch, "gsm8k")
     kinds = set()
     for row, responses in zip(rows, drawn, strict=True):

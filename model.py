@@ -6,8 +6,8 @@ RoPE (2104.09864), grouped queries (2305.13245), SwiGLU (2002.05202), RMSNorm
 (1910.07467).
 
 In the comments on shapes
-    B  rows of the batch     T  tokens of this call     S  cached tokens and those of this call
-    N  response tokens of all rows
+    B  rows of the batch     T  tokens of this call     N  response tokens of all rows
+    P  prompts of a cache    R  rows that continue them: k for each prompt, less those dropped
     n_heads, n_kv_heads  num_attention_heads, num_key_value_heads
 and all else is a field of Config.
 """
@@ -204,8 +204,9 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens read so far: an argument of the forward pass.
 
-    k rows continue each prompt. They share one copy of its keys and values; what a row has
-    generated is its own. All rows are at the same step.
+    k rows continue each prompt. They share one copy of its keys and values, which saves k - 1
+    copies in memory and is read once a step for all of them. What a row has generated is its own.
+    All rows are at the same step.
     """
 
     def __init__(self, prompt_lengths: Tensor, k: int, max_new_tokens: int):

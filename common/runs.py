@@ -64,8 +64,8 @@ FIRST_CHANGE = {
     "responses.jsonl": ("k", "extra", "extra_temperature"),
     "rewards.jsonl": ("reward_model",),
     "pairs.jsonl": ("method", "tau", "unweighted", "answers"),
-    "log.jsonl": ("beta", "alpha", "lr", "warmup_ratio", "epochs", "batch_size", "max_grad_norm")
-    + ("select", "dev"),
+    "log.jsonl": ("beta", "alpha", "lr", "warmup_ratio", "epochs", "batch_size", "max_grad_norm",
+                  "select", "dev"),
     "eval_responses.jsonl": ("test",),
 }
 FOR_NEW_PROBLEMS = ("writer", "test")  # a question of the test is not written again
@@ -281,7 +281,7 @@ def differences(before: dict, now: dict) -> Iterator[tuple[str, list[tuple]]]:
         found = []
         for option in options:
             then, value = per_round(before.get(option), t), per_round(now[option], t)
-            if then != value:
+            if (then or None) != (value or None):  # a new option's 0 or False: all is as before
                 found.append((option, then, value))
         return found
 

@@ -1,20 +1,22 @@
 """Tokens per second of sample.generate beside transformers' generate, in one process.
 
-    python bench/sampling.py [--model tasks/toy/model] [--prompts 64] [--k 8]
+    python bench/sampling.py                                     # the toy, 64 problems × 8
+    python bench/sampling.py --model DIR --task gsm8k --problems test.jsonl --prompts 16 \\
+        --dtype bfloat16 --max-new-tokens 160 --batches 16 4 1
 
-Both hold the same weights in float32 and get the same problems: k samples of each, temperature 0.7,
-top_p 0.9, at most 64 new tokens, torch's own number of threads. Ours takes all in one batch;
-transformers does so too, with left-padded prompts, and then one prompt after the other, without
-padding. Its top_k is off.
+Both hold the same weights and get the same prompts: k samples of each, temperature 0.7, top_p 0.9,
+until a response ends by itself. Ours takes all in one batch. transformers gets several batch sizes
+(its prompts are padded on the left, its top_k is off), and its best one counts.
 
 Only the tokens before a response's stop token count. They draw different random numbers, so rates
 are compared, not times. After one unmeasured round they take turns at going first; printed are all
-rounds, the medians and their ratios.
+rounds, the medians and their ratios, and the share of the machine's limit: the floating point
+operations of the job by those of a plain matrix product, measured in the same process.
 """
 
-import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,83 +25,103 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.speed import keep_row, machine, matrix_limit, sampling_flops
 from common.cli import ArgumentParser, InputError, integer, run_script
 from common.options import load_checkpoint
 from sample import SamplingParams, generate
-from tasks.task import Task, read_problems
-
-PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=64, max_num_seqs=10**6)
+from tasks.task import Task, read_problems, task_names
 
 
-def main() -> None:
+def options() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--model", default=str(ROOT / "tasks/toy/model"), help="checkpoint folder")
+    add("--task", default="toy", choices=task_names(), help="whose prompts to read")
     add("--problems", default=str(ROOT / "tasks/toy/train.jsonl"), help="JSON lines, `question`")
     add("--prompts", type=integer(1), default=64, help="problems, from the start of that file")
     add("--k", type=integer(1), default=8, help="samples per problem")
+    add("--max-new-tokens", type=integer(1), default=64, help="a longer response is cut off")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
+    add("--batches", type=integer(1), nargs="+", default=[64, 1],
+        help="prompts at once in transformers")
     add("--repeats", type=integer(1), default=3, help="measured rounds")
-    args = parser.parse_args()
+    add("--out", help="a JSON file to add the medians to, under --name")
+    add("--name", default="toy", help="of the row in that file")
+    return parser
+
+
+def main() -> None:
+    args = options().parse_args()
     try:
         import transformers
     except ImportError as error:
         advice = "pip install transformers"
         raise InputError(f"transformers, to compare with, is not installed: {advice}") from error
-    model, tokenizer = load_checkpoint(args.model, "plain", "auto", "float32")
-    device = model.device
-    theirs = transformers.LlamaForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model, tokenizer = load_checkpoint(args.model, "auto", "auto", args.dtype)
+    device, dtype = model.device, getattr(torch, args.dtype)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
     theirs = theirs.eval().to(device)
-    task = Task.load("toy")
+    task = Task.load(args.task)
     prompts = []
     for problem in read_problems(args.problems, task, args.prompts):
         prompts.append(tokenizer.encode_prompt(tokenizer.prompt_for(task, problem)))
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    padded = [[tokenizer.eos_id] * n + prompt for n, prompt in zip(padding, prompts)]
-    mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts)]
+    params = SamplingParams(0.7, 0.9, args.max_new_tokens, max_num_seqs=args.k * len(prompts))
+    stop_ids = torch.tensor(tokenizer.stop_ids, device=device)
+    flops = []
 
     def ours(seed: int) -> int:
-        responses = generate(model, prompts, args.k, PARAMS, seed=[seed],
-                             stop_ids=tokenizer.stop_ids)
+        responses = generate(
+            model, prompts, args.k, params, seed=[seed], stop_ids=tokenizer.stop_ids)
+        flops.append(sampling_flops(model, prompts, responses))
         return sum(len(response.tokens) for row in responses for response in row)
 
-    def transformers_generate(tokens: list[list[int]], mask: list[list[int]]) -> int:
-        tokens = torch.tensor(tokens, device=device)
-        out = theirs.generate(
-            tokens, attention_mask=torch.tensor(mask, device=device), do_sample=True,
-            temperature=PARAMS.temperature, top_p=PARAMS.top_p, top_k=0,
-            max_new_tokens=PARAMS.max_new_tokens, num_return_sequences=args.k,
-            eos_token_id=tokenizer.stop_ids, pad_token_id=tokenizer.eos_id)
-        stop_ids = torch.tensor(tokenizer.stop_ids, device=device)
-        stops = torch.isin(out[:, tokens.shape[1] :], stop_ids)
-        return int((stops.cumsum(-1) == 0).sum())
-
-    def one_batch(seed: int) -> int:
+    def transformers_generate(size: int, seed: int) -> int:
         torch.manual_seed(seed)
-        return transformers_generate(padded, mask)
+        n_tokens = 0
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            longest = max(map(len, batch))
+            padded = [[tokenizer.eos_id] * (longest - len(prompt)) + prompt for prompt in batch]
+            mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch]
+            out = theirs.generate(
+                torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device), do_sample=True,
+                temperature=params.temperature, top_p=params.top_p, top_k=0,
+                max_new_tokens=params.max_new_tokens, num_return_sequences=args.k,
+                eos_token_id=tokenizer.stop_ids, pad_token_id=tokenizer.eos_id)
+            stops = torch.isin(out[:, longest:], stop_ids)
+            n_tokens += int((stops.cumsum(-1) == 0).sum())
+        return n_tokens
 
-    def one_by_one(seed: int) -> int:
-        torch.manual_seed(seed)
-        return sum(transformers_generate([prompt], [[1] * len(prompt)]) for prompt in prompts)
-
-    sides = {"ours": ours, "transformers, in one batch": one_batch,
-             "transformers, prompt by prompt": one_by_one}
+    sides = {"ours": ours}
+    for size in args.batches:
+        sides[f"transformers, {size} prompts at once"] = partial(transformers_generate, size)
     rates: dict[str, list[float]] = {side: [] for side in sides}
+    shares = []
     for repeat in range(args.repeats + 1):
         order = list(sides) if repeat % 2 else list(sides)[::-1]
+        limit = matrix_limit(dtype, device)
         for side in order:
             started = time.perf_counter()
             n_tokens = sides[side](repeat)
-            rate = n_tokens / (time.perf_counter() - started)
+            seconds = time.perf_counter() - started
             if repeat > 0:  # round 0 warms up
-                rates[side].append(rate)
-            print(f"round {repeat}  {side:30} {rate:9.0f} tokens/s  ({n_tokens} tokens)")
-    for side in sides:
-        rate = median(rates[side])
-        print(f"{side}: {rate:.0f} tokens/s, ours is {median(rates['ours']) / rate:.2f} times that")
-    print(f"{device.type}, {len(prompts)} prompts × {args.k} samples, {torch.get_num_threads()} "
-          f"threads, Python {platform.python_version()}, torch {torch.__version__}, transformers "
-          f"{transformers.__version__}")
+                rates[side].append(n_tokens / seconds)
+                if side == "ours":
+                    shares.append(flops[-1] / seconds / limit)
+            print(f"round {repeat}  {side:36} {n_tokens / seconds:9.0f} tok/s  ({n_tokens} tokens)")
+    medians = {side: median(numbers) for side, numbers in rates.items()}
+    best = max(list(medians)[1:], key=lambda side: medians[side])
+    ratio = medians["ours"] / medians[best]
+    print(f"ours {medians['ours']:.0f} tok/s; {best}: {medians[best]:.0f}; ratio {ratio:.2f}; "
+          f"{100 * median(shares):.0f} % of the limit of {limit / 1e9:.0f} GFLOP/s")
+    print(f"{machine(device)}, transformers {transformers.__version__}")
+    if args.out:
+        keep_row(args.out, args.name, {
+            "model": Path(args.model).name, "dtype": args.dtype, "prompts": len(prompts),
+            "k": args.k, "max_new_tokens": args.max_new_tokens, "rates": medians, "best": best,
+            "ratio": ratio, "share_of_limit": median(shares), "limit_flops": limit,
+            "machine": machine(device), "transformers": transformers.__version__})
 
 
 if __name__ == "__main__":

@@ -260,6 +260,7 @@ class PreTrained(nn.Module):
     """A model that lives in a folder: `config.json` and `model.safetensors`, or its shards."""
 
     folder: str | Path = "the model"  # that it was read from
+
     def __init__(self, config: Config, hf_config: dict):
         super().__init__()
         self.config = config

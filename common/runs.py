@@ -97,7 +97,8 @@ class Run:
         """
         if self.has(name):
             rows = read_stage(self.folder / name, same_ids_as)
-            check_pairs(self.folder / name, rows, pairs_of)
+            if pairs_of is not None:
+                check_pairs(self.folder / name, rows, pairs_of)
             on_main(remove, self.folder, f"{name}.batches-*")  # if it ended right behind the file
             self.keep(name)
             return rows
@@ -151,10 +152,8 @@ def read_stage(path: Path, of: list[dict] | None) -> list[dict]:
     return rows
 
 
-def check_pairs(path: Path, pairs: list[dict], responses: list[dict] | None) -> None:
-    """Raises InputError for a pair that is not of these responses; without any all is well."""
-    if responses is None:
-        return
+def check_pairs(path: Path, pairs: list[dict], responses: list[dict]) -> None:
+    """Raises InputError for a pair that is not made of these responses."""
     texts = {}
     for row in responses:
         texts[row["id"]] = (row["prompt"], [*row["responses"], *row.get("extra_responses", [])])

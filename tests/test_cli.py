@@ -137,6 +137,17 @@ def test_out_of_memory_names_what_to_lower(capsys):
                           for name in action.option_strings}
 
 
+def test_a_process_that_is_left_alone_names_the_reason(capsys):
+    def left_alone():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]")
+
+    with pytest.raises(SystemExit) as exit_:
+        run_script(left_alone)
+    assert exit_.value.code == 2
+    reason = "another process of this run has ended; what it says is the reason"
+    assert capsys.readouterr().err == f"error: {reason}\n"
+
+
 def test_a_defect_of_the_program_is_not_taken_for_a_mistake():
     """Its traceback is what a developer needs."""
     with pytest.raises(ZeroDivisionError):

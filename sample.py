@@ -19,7 +19,7 @@ import random
 import zlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
@@ -310,6 +310,8 @@ def write_problems(
         prompt = tokenizer.apply_template(task.writer_prompt(shown, attributes))
         prompts.append(tokenizer.encode_prompt(prompt))
     longest = model.context_length - params.max_new_tokens
+    # No two rows share a prompt here, and each prompt is n_examples problems long.
+    params = replace(params, max_num_seqs=max(1, params.max_num_seqs // task.n_examples))
     stop_ids = tokenizer.stop_ids
     if not task.puzzle:  # it is one line
         stop_ids = tokenizer.newline_ids() + stop_ids

@@ -158,6 +158,7 @@ def make_responses(
                                  desc=f"M{t}: extra responses")
         for row, extra in zip(unanimous, hotter):
             row["extra_responses"], row["extra_ended"] = extra["responses"], extra["ended"]
+            row["response_ids"] = row.pop("response_ids")  # behind what people read
             row["extra_response_ids"] = extra["response_ids"]
     print(f"M{t} responses: {len(rows)} problems × {args.k}, of which {no_answer} without an answer"
           f", {cut_off} of them cut off; {len(unanimous)} unanimous ones × {args.extra} more")

@@ -161,7 +161,7 @@ def show_judges(rows: list[dict], args: Namespace) -> dict:
         if not all(isinstance(row.get("question"), str) for row in rows):
             raise InputError(f"{args.responses}: --reward-model needs a `question` in each line")
         judge, tokenizer = load_checkpoint(args.reward_model, "auto", args.device, args.dtype,
-                                           RewardModel, "--reward-model")
+                                           kind=RewardModel, option="--reward-model")
         batch_size = max(1, args.max_num_seqs // len(rows[0]["responses"]))
         rewards = reward_responses(judge, tokenizer, rows, batch_size, "rewards")
         orders["reward"] = order_shares(rows, args.task, rewards)

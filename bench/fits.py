@@ -81,7 +81,7 @@ def budget(
     return memory(
         model, torch.bfloat16, ranks, prompt=PROMPT, response=RESPONSE, batch_size=BATCH_SIZE,
         micro_batch_size=micro_batch_size, max_num_seqs=max_num_seqs,
-        activation_checkpointing=again)
+        prompt_tokens=max_num_seqs * PROMPT, activation_checkpointing=again)
 
 
 def table() -> str:

@@ -35,8 +35,9 @@ def print_budget(args: Namespace) -> None:
     longest = max(len(tokenizer.encode_prompt(prompt)) for prompt in prompts)
     prompt_tokens = math.ceil(args.max_num_seqs / args.k) * longest
     if any(per_round(args.new_problems, t) for t in range(1, args.rounds + 1)):
-        # The problem writer reads several problems, and each row others.
-        prompt_tokens = args.max_num_seqs * longest * task.n_examples
+        # A row that writes a problem reads n_examples of them, which no other row shares; so there
+        # are fewer rows at once, sample.write_problems.
+        prompt_tokens = args.max_num_seqs * longest
     needs = {}
     for ranks in sorted({1, 2, 4, 8, world_size()}):
         needs[ranks] = memory(

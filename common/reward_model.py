@@ -93,7 +93,8 @@ class Gating(nn.Module):
 def make_rewards(responses: list[dict], args: Namespace, t: int) -> list[dict]:
     """The lines of rewards.jsonl: the score of each of the k responses."""
     judge, tokenizer = load_checkpoint(
-        args.reward_model, "auto", args.device, args.dtype, RewardModel, "--reward-model")
+        args.reward_model, "auto", args.device, args.dtype, kind=RewardModel,
+        option="--reward-model")
     batch_size = max(1, args.max_num_seqs // args.k)  # whole conversations: no prompt is shared
     scores = reward_responses(judge, tokenizer, responses, batch_size, f"M{t}: rewards")
     return [{"id": row["id"], "rewards": rewards} for row, rewards in zip(responses, scores)]

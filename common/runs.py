@@ -280,7 +280,7 @@ def differences(before: dict, now: dict) -> Iterator[tuple[str, list[tuple]]]:
         found = []
         for option in options:
             then, value = per_round(before.get(option), t), per_round(now[option], t)
-            if (then or None) != (value or None):  # a new option's 0 or False: all is as before
+            if then != value and (option in before or value):  # a new option's 0: as before
                 found.append((option, then, value))
         return found
 

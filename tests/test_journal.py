@@ -49,7 +49,7 @@ def journals(folder: Path) -> list[Path]:
 # The scripts
 
 
-@pytest.mark.parametrize("script, n_batches", [(sample, 3), (evaluation, 5)],
+@pytest.mark.parametrize("script, n_batches", [(sample, 3), (evaluation, 6)],
                          ids=["sample", "eval"])
 @pytest.mark.parametrize("stop, error", [
     (lambda: 1 / 0, ZeroDivisionError),

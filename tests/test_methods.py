@@ -82,7 +82,7 @@ def test_what_became_of_the_problems_is_told_in_one_line(capsys):
     assert [pair["id"] for pair in pairs] == [0, 1, 2]
     first, *shown = capsys.readouterr().out.splitlines()
     assert first == (
-        "M3 pairs: 3 from 7 problems (others: 1 without an answer to reject, 2 tied, 1 below tau); "
+        "M3 pairs: 3 from 7 problems (others: 1 still unanimous, 2 tied, 1 below tau); "
         "1 reject a response without an answer")
     assert [line for line in shown if line.startswith("    w ")] == ["    w 0.50", "    w 0.75"]
     assert shown[2] == "      rejected, 1 votes: #### 2"

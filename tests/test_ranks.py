@@ -97,7 +97,7 @@ def test_two_ranks_in_bfloat16(tmp_path):
     logs = [read_jsonl(tmp_path / name / "M1/log.jsonl") for name in ("one", "two")]
     losses = [[step["loss"] for step in log] for log in logs]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)  # of the same weights
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=2e-3)  # of the same weights
     for name in ("one", "two"):
         weights = load_file(tmp_path / name / "M1/model/model.safetensors")
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

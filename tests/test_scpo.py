@@ -133,8 +133,8 @@ def test_an_even_split_gives_no_pair():
 
 
 def test_unanimity_gives_no_pair():
-    assert reason_for_no_pair(["a"] * 8) == "without an answer to reject"
-    assert reason_for_no_pair(["a"] * 8 + ["a"] * 4) == "without an answer to reject"
+    assert reason_for_no_pair(["a"] * 8) == "still unanimous"
+    assert reason_for_no_pair(["a"] * 8 + ["a"] * 4) == "still unanimous"
 
 
 def test_is_unanimous():

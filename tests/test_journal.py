@@ -94,7 +94,7 @@ def test_kill_minus_nine_loses_one_batch(tmp_path):
 def test_every_stage_that_samples_goes_on(tmp_path):
     """Evaluation, written problems, responses, votes on epochs: each is stopped in its second
     batch, and just this one is begun again."""
-    how = [*SMALL, "--rounds", "1", "--limit", "4", "--new-problems", "6", "--select", "votes",
+    how = [*SMALL, "--rounds", "1", "--limit", "7", "--new-problems", "6", "--select", "votes",
            "--k", "2", "--max-num-seqs", "4"]
     with batches() as made:
         run(train, *how, "--out", tmp_path / "whole")

@@ -25,7 +25,7 @@ from common.reward_model import RewardModel
 from model import Config
 from tasks.chat import ChatTokenizer
 
-SMALL = "--limit 6 --k 4 --epochs 2 --max-new-tokens 40 --micro-batch-size 4 --batch-size 4".split()
+SMALL = "--limit 6 --k 4 --epochs 1 --max-new-tokens 40 --micro-batch-size 4 --batch-size 4".split()
 SCRIPTS = {"train.py": train, "eval.py": evaluation, "bench/analyse.py": analyse}
 
 

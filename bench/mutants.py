@@ -1,6 +1,6 @@
 """Would the tests notice? Small mistakes put into the method, one at a time, and the tests run.
 
-    python bench/mutants.py [--count 300] [--seed 0] [--out mutants.json]
+    python bench/mutants.py [--count 300] [--seed 0] [--jobs 2] [--out mutants.json]
 
 A mutant is a copy of the project with one operator, number, condition or statement changed in
 scpo.py, vote.py or the training in train.py. It is killed if a test fails. The survivors are
@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -128,6 +130,7 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--count", type=integer(1), default=300, help="mutants, at random")
     parser.add_argument("--seed", type=integer(0), default=0, help="of the choice")
+    parser.add_argument("--jobs", type=integer(1), default=2, help="copies that are tested at once")
     parser.add_argument("--out", default="mutants.json", help="the numbers and the survivors")
     args = parser.parse_args()
     everything = []
@@ -135,17 +138,31 @@ def main() -> None:
         found = mutants((ROOT / file).read_text(), names)
         everything += [(file, *mutant) for mutant in found]
     chosen = random.Random(args.seed).sample(everything, min(args.count, len(everything)))
-    survivors = []
-    with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder) / "project"
-        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "shared")
-        shutil.copytree(ROOT, project, ignore=ignored)
-        for file in TARGETS:
-            if is_killed(project, file, (ROOT / file).read_text()):
+    survivors, projects = [], Queue()
+
+    def survives(file: str, text: str) -> bool:
+        project = projects.get()  # one that no other thread has
+        try:
+            return not is_killed(project, file, text)
+        finally:
+            projects.put(project)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as threads:
+        for job in range(args.jobs):
+            project = Path(folder) / str(job)
+            ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "shared")
+            shutil.copytree(ROOT, project, ignore=ignored)
+            projects.put(project)
+        sound = threads.map(survives, TARGETS, [(ROOT / file).read_text() for file in TARGETS])
+        for file, passes in zip(TARGETS, sound):
+            if not passes:
                 raise InputError(f"{file}: its tests fail without a mistake already")
-        for file, line, shown, text in progress_bar(iterable=chosen, desc="mutants"):
-            if not is_killed(project, file, text):
-                survivors.append(f"{file}:{line}: {shown}")
+        files, lines, changes, texts = zip(*chosen)
+        results = threads.map(survives, files, texts)
+        for file, line, change, survived in zip(files, lines, changes, progress_bar(
+                iterable=results, total=len(chosen), desc="mutants")):
+            if survived:
+                survivors.append(f"{file}:{line}: {change}")
                 print(survivors[-1], flush=True)
     killed = len(chosen) - len(survivors)
     print(f"{killed} of {len(chosen)} mutants killed, of {len(everything)} there are")

@@ -354,6 +354,42 @@ def fuzz_rows() -> Iterator[tuple[str, ...]]:
 FUZZED = {"extract": "the extractors", "load": "the loaders of files"}
 
 # --------------------------------------------------------------------------------------------
+# Speed, in bench/README.md
+
+
+def sampling_table(rows: dict) -> str:
+    """Tokens per second beside transformers, from bench/sampling.py."""
+    table = ["| samples | transformers, tok/s | here | ratio | of the machine's limit |",
+             "|---|---|---|---|---|"]
+    for row in rows.values():
+        size = f"{row['model']} {row['dtype']}, {row['prompts']} prompts × {row['k']}"
+        theirs = f"{row['rates'][row['best']]:,.0f} ({row['best'].partition(', ')[2]})"
+        table.append(f"| {size}, up to {row['max_new_tokens']} tokens | {theirs} | "
+                     f"{row['rates']['ours']:,.0f} | {row['ratio']:.1f} | "
+                     f"{100 * row['share_of_limit']:.0f} % |")
+    return "\n".join([*table, "", *machines(rows)])
+
+
+def training_table(rows: dict) -> str:
+    """Seconds and memory of a step beside TRL, from bench/training.py."""
+    table = ["| a step of 8 pairs | TRL, its best | here, its best | ratio | of TRL's memory | "
+             "of the machine's limit |", "|---|---|---|---|---|---|"]
+    for row in rows.values():
+        sides = []
+        for side in ("trl", "ours"):
+            best = row[side]
+            sides.append(f"{best['seconds']:.1f} s, {best['gib']:.1f} GiB ({best['how']})")
+        memory = 100 * row["ours"]["gib"] / row["trl"]["gib"]
+        table.append(f"| {row['model']} {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.1f} "
+                     f"| {memory:.0f} % | {100 * row['share_of_limit']:.0f} % |")
+    return "\n".join([*table, "", *machines(rows)])
+
+
+def machines(rows: dict) -> list[str]:
+    return list(dict.fromkeys(f"Measured on: {row['machine']}." for row in rows.values()))
+
+
+# --------------------------------------------------------------------------------------------
 # As a script
 
 
@@ -369,7 +405,10 @@ def files_with_blocks() -> dict[Path, str]:
     """README.md, RESULTS.md and bench/README.md as they should be."""
     texts = {}
     blocks = {ROOT / "README.md": default_run_blocks(read_json(RESULTS / "default.json")),
-              ROOT / "bench/README.md": {"robustness": robustness_table()}}
+              ROOT / "bench/README.md": {
+                  "robustness": robustness_table(),
+                  "sampling": sampling_table(read_json(RESULTS / "sampling.json")),
+                  "training": training_table(read_json(RESULTS / "training.json"))}}
     if (RESULTS / "study.jsonl").exists():
         blocks[ROOT / "RESULTS.md"] = study_blocks(read_jsonl(RESULTS / "study.jsonl"))
     for path, named_blocks in blocks.items():

@@ -72,7 +72,7 @@ class ChatTokenizer:
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.special_tokens = [token.content for token in added if token.special]
         jinja = read_template(folder)
-        self.chat = find_chat(jinja) if chat == "auto" else chat
+        self.chat = find_chat(jinja, folder) if chat == "auto" else chat
         if system and not self.is_chat:
             advice = "is not recognized as a chat model, which alone has a system turn"
             raise InputError(f"--system: {folder} {advice}; leave it out, or give --chat")
@@ -202,11 +202,15 @@ def read_template(folder: Path) -> str:
     return jinja
 
 
-def find_chat(jinja: str) -> str:
-    """The family that a template belongs to; "plain" for one that is not known here."""
+def find_chat(jinja: str, folder: Path) -> str:
+    """The family that a folder's template belongs to; "plain" if it has none."""
     for chat, format_ in CHAT_FORMATS.items():
         if format_.told_by and format_.told_by in jinja:
             return chat
+    if jinja:
+        known = ", ".join(CHAT_FORMATS)
+        raise InputError(f"{folder}: its chat template is of no family that is known here; give "
+                         f"--chat, one of {known}; plain makes it a base model")
     return "plain"
 
 

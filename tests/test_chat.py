@@ -222,10 +222,9 @@ def test_a_response_ends_with_the_token_that_closes_its_turn(family, tmp_path):
     assert closing_id in tokenizer.stop_ids
 
 
-@pytest.mark.parametrize("template", ["", "written in Jinja"])
-def test_without_a_template_that_is_known_it_is_a_base_model(template, tmp_path):
+def test_without_a_template_it_is_a_base_model(tmp_path):
     """The marks in the vocabulary say nothing: Qwen's base models have them too."""
-    assert not ChatTokenizer(tokenizer_folder(tmp_path, *CHATML, template=template)).is_chat
+    assert not ChatTokenizer(tokenizer_folder(tmp_path, *CHATML, template="")).is_chat
 
 
 def test_a_template_in_a_file_of_its_own_counts_too(tmp_path):
@@ -247,6 +246,14 @@ def test_of_several_templates_the_default_one_counts(tmp_path):
 def test_a_template_that_is_no_text_is_refused(template, tmp_path):
     with pytest.raises(InputError, match="tokenizer_config.json: chat_template must be"):
         ChatTokenizer(tokenizer_folder(tmp_path, template=template))
+
+
+def test_a_template_of_no_known_family_must_be_named(tmp_path):
+    """Silently read as a base model, a chat model would answer in another format than its own."""
+    folder = tokenizer_folder(tmp_path, template="### User: {{ messages[0].content }}")
+    with pytest.raises(InputError, match="of no family that is known here; give --chat, one of"):
+        ChatTokenizer(folder)
+    assert ChatTokenizer(folder, "plain").chat == "plain"
 
 
 def test_a_format_can_be_forced(tmp_path):

@@ -362,7 +362,7 @@ def sampling_table(rows: dict) -> str:
     table = ["| samples | transformers, tok/s | here | ratio | of the machine's limit |",
              "|---|---|---|---|---|"]
     for row in rows.values():
-        size = f"{row['model']} {row['dtype']}, {row['prompts']} prompts × {row['k']}"
+        size = f"{MEASURED[row['model']]}, {row['dtype']}, {row['prompts']} prompts × {row['k']}"
         theirs = f"{row['rates'][row['best']]:,.0f} ({row['best'].partition(', ')[2]})"
         table.append(f"| {size}, up to {row['max_new_tokens']} tokens | {theirs} | "
                      f"{row['rates']['ours']:,.0f} | {row['ratio']:.1f} | "
@@ -372,6 +372,8 @@ def sampling_table(rows: dict) -> str:
 
 def training_table(rows: dict) -> str:
     """Seconds and memory of a step beside TRL, from bench/training.py."""
+    if not rows:
+        return "Not measured on this tree yet."
     table = ["| a step of 8 pairs | TRL, its best | here, its best | ratio | of TRL's memory | "
              "of the machine's limit |", "|---|---|---|---|---|---|"]
     for row in rows.values():
@@ -380,9 +382,13 @@ def training_table(rows: dict) -> str:
             best = row[side]
             sides.append(f"{best['seconds']:.1f} s, {best['gib']:.1f} GiB ({best['how']})")
         memory = 100 * row["ours"]["gib"] / row["trl"]["gib"]
-        table.append(f"| {row['model']} {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.1f} "
+        table.append(f"| {MEASURED[row['model']]}, {row['dtype']} | {' | '.join(sides)} "
+                     f"| {row['ratio']:.1f} "
                      f"| {memory:.0f} % | {100 * row['share_of_limit']:.0f} % |")
     return "\n".join([*table, "", *machines(rows)])
+
+
+MEASURED = {"model": "the toy", "smollm2": "SmolLM2-135M", "qwen05": "Qwen2.5-Coder-0.5B"}
 
 
 def machines(rows: dict) -> list[str]:

@@ -2,6 +2,7 @@
 
     python bench/study.py                                       # 5 seeds, hours on two cores
     python bench/study.py --settings scpo coin --seeds 3        # part of it
+    python bench/study.py --settings scpo ipo confidence        # and ideas of bench/gallery
     python bench/study.py --problems dev --seeds 1 --settings scpo lr-1e-4 alpha-1 # for tuning
 
 Every run is `python train.py` with the options of SETTINGS, in OUT/SETTING-SEED. Runs that exist
@@ -17,12 +18,14 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -82,8 +85,24 @@ SETTINGS = {
     "alpha-0": ("α = 0", ["--alpha", "0"], 1),
     "beta-0.1": ("β = 0.1", ["--beta", "0.1"], 1),
 }
+# The patches of bench/gallery, by name: each is applied to a copy of the code, which goes on from
+# the samples of the seed's run of ScPO.
+GALLERY = {
+    "ipo": ("IPO's loss", [], 2),
+    "entropy-weight": ("w(x) from the entropy of the answers", [], 2),
+    "runner-up": ("the second most voted is rejected", [], 2),
+    "all-pairs": ("every other answer is rejected", [], 2),
+    "band": ("no pair where more than 0.75k agree", [], 2),
+    "below-tau": ("no threshold τ", [], 2),
+    "fixed-teacher": ("M0 answers and votes in all rounds", [], 2),
+    "confidence": ("confidence as judge", [], 2),
+    "random-nll": ("NLL on a random response", [], 2),
+    "policy-gradient": (
+        "policy gradient on the vote", ["--lr", "2e-5", "--epochs", "1"], 2),
+}
 # `lr-1e-4` is ScPO with --lr 1e-4, and so on: one option moved, all others as the task sets them.
 MOVABLE = ("lr", "alpha", "beta", "epochs", "tau", "k")
+LOCK = Lock()  # workers that need the same copy make it once
 N_DEV = 200  # dev problems that select an epoch: the paper's 800 would take a day for as many runs
 
 
@@ -122,8 +141,24 @@ def make_run(args: Namespace, setting: str, seed: int) -> None:
     if (folder / f"M{describe(setting)[2]}/eval.json").exists():
         return
     threads = max(1, (os.cpu_count() or 1) // args.workers)
-    script("train.py", *arguments(args, setting, seed), threads=threads)
+    code = patched_code(args, setting) if setting in GALLERY else ROOT
+    script("train.py", *arguments(args, setting, seed), threads=threads, code=code)
     print(f"{folder}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def patched_code(args: Namespace, setting: str) -> Path:
+    """A copy of the project with a patch of the gallery in it."""
+    code = Path(args.out) / f"code-{setting}"
+    with LOCK:
+        if not code.exists():
+            part = code.with_name(f"{code.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            ignored = shutil.ignore_patterns(".*", "runs", "tests", "__pycache__")
+            shutil.copytree(ROOT, part, ignore=ignored)
+            patch = ROOT / f"bench/gallery/{setting}.patch"
+            subprocess.run(["git", "apply", "-p0", patch], cwd=part, check=True)
+            part.rename(code)
+    return code
 
 
 def arguments(args: Namespace, setting: str, seed: int) -> list[str]:
@@ -140,6 +175,8 @@ def arguments(args: Namespace, setting: str, seed: int) -> list[str]:
     }
     if setting != "scpo" and "scpo" in args.settings:
         common["--from"] = f"{args.out}/scpo-{seed}"
+        if setting in GALLERY:
+            common["--from"] += "/M1/responses.jsonl"
     for name, value in common.items():
         if name not in options:
             options += [name, value]
@@ -149,20 +186,22 @@ def arguments(args: Namespace, setting: str, seed: int) -> list[str]:
 def describe(setting: str) -> tuple[str, list[str], int]:
     """A setting's row name, its options of train.py and its rounds."""
     name, _, value = setting.partition("-")
-    if setting in SETTINGS:
-        return SETTINGS[setting]
+    if setting in SETTINGS or setting in GALLERY:
+        return (SETTINGS | GALLERY)[setting]
     if name not in MOVABLE or not value:
         raise InputError(
-            f"--settings {setting}: unknown; choose from {', '.join(SETTINGS)}, or OPTION-VALUE "
-            f"with an option of {', '.join(MOVABLE)}")
+            f"--settings {setting}: unknown; choose from {', '.join(SETTINGS | GALLERY)}, or "
+            f"OPTION-VALUE with an option of {', '.join(MOVABLE)}")
     return f"--{name} {value}", [f"--{name}", value], 2
 
 
-def script(*command: str | Path, threads: int = os.cpu_count() or 1) -> None:
-    """Run a script of the project. Raises InputError with its last line if it fails."""
+def script(
+    *command: str | Path, threads: int = os.cpu_count() or 1, code: Path = ROOT
+) -> None:
+    """Run a script of the project, or of a patched copy. Raises InputError with its last line if it fails."""
     command = [str(part) for part in command]
     process = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, *command], cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if process.returncode:
         last_line = process.stderr.strip().split("\n")[-1]

@@ -198,7 +198,10 @@ def describe(setting: str) -> tuple[str, list[str], int]:
 def script(
     *command: str | Path, threads: int = os.cpu_count() or 1, code: Path = ROOT
 ) -> None:
-    """Run a script of the project, or of a patched copy. Raises InputError with its last line if it fails."""
+    """Run a script of the project, or of a patched copy of it.
+
+    Raises InputError with its last line if it fails.
+    """
     command = [str(part) for part in command]
     process = subprocess.run(
         [sys.executable, *command], cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -4,9 +4,8 @@
     python eval.py --model DIR --task gsm8k --problems test.jsonl --out m0.jsonl
     python eval.py --responses runs/toy/M2/eval_responses.jsonl
 
-A file of responses made elsewhere needs `id` and `responses` (k texts) in each
-line; `gold` for accuracy; and `greedy`, one text, for greedy accuracy.
-bench/analyse.py compares two such files.
+A file of responses made elsewhere needs `responses` (k texts) in each line; `gold` for accuracy;
+`greedy`, one text, for greedy accuracy; and `id`, if bench/analyse.py is to compare it.
 """
 
 import json

@@ -31,7 +31,8 @@ from common.pretrained import PreTrained
 # On an H100 PyTorch prefers cuDNN's attention, which makes a plan for every new length.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-LOGITS_CHUNK = 1024  # response tokens whose logits exist at once: 0.5 GB for 128,256 tokens in fp32
+# Response tokens whose logits exist at once: 0.5 GB in fp32 with a vocabulary of 128,256.
+LOGITS_CHUNK = 1024
 
 # Activation checkpointing: no activations of the call are kept; the backward pass makes them again.
 recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -226,11 +227,14 @@ class KVCache:
         first = counts.cumsum(0) - counts  # (P,): each prompt's first row
         number = torch.arange(len(prompt_of_row), device=counts.device) - first[prompt_of_row]
         self.prompt_of_row = prompt_of_row
-        self.table = (len(counts), int(counts.max()))
-        self.place_of_row = prompt_of_row * self.table[1] + number  # (R,)
+        self.table_shape = (len(counts), int(counts.max()))
+        self.place_of_row = prompt_of_row * self.table_shape[1] + number  # (R,)
 
     def next_positions(self, n_tokens: int) -> Tensor:
-        """Positions of this call's tokens: (1, T) of the prompts', then (R, 1)."""
+        """Begin a forward pass: the positions of its tokens.
+
+        (1, T), of all prompts, then (R, 1).
+        """
         self.reads_prompts = not self.prompts
         if self.reads_prompts:
             return torch.arange(n_tokens, device=self.prompt_lengths.device)[None]
@@ -239,7 +243,10 @@ class KVCache:
         return positions[:, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v, and attend to all that q may see: (B, heads, T, head_dim) each, as q."""
+        """Keep k and v, and attend to all that q may see. Shaped as q.
+
+        q is (P, n_heads, T, head_dim), then (R, n_heads, 1, head_dim); k, v with n_kv_heads.
+        """
         if self.reads_prompts:
             self.prompts.append((k.contiguous(), v.contiguous()))
             shape = (len(self.prompt_of_row), k.shape[1], self.max_new_tokens, k.shape[3])
@@ -260,14 +267,14 @@ class KVCache:
 
     def by_prompt(self, x: Tensor) -> Tensor:
         """(R, n_kv_heads, group, …) → (P, n_kv_heads, places · group, …); empty places hold 0."""
-        n_prompts, places = self.table
+        n_prompts, places = self.table_shape
         table = x.new_zeros(n_prompts * places, *x.shape[1:])
         table[self.place_of_row] = x
-        return table.unflatten(0, self.table).transpose(1, 2).flatten(2, 3)
+        return table.unflatten(0, self.table_shape).transpose(1, 2).flatten(2, 3)
 
     def by_row(self, x: Tensor) -> Tensor:
         """The way back: (P, n_kv_heads, places · group, …) → (R, n_kv_heads, group, …)."""
-        table = x.unflatten(2, (self.table[1], -1)).transpose(1, 2).flatten(0, 1)
+        table = x.unflatten(2, (self.table_shape[1], -1)).transpose(1, 2).flatten(0, 1)
         return table[self.place_of_row]
 
     def select(self, rows: Tensor) -> None:
@@ -284,7 +291,7 @@ class KVCache:
 def attention_lse(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention (…, T, head_dim), and the log-sum-exp of its scores (…, T), in fp32.
+    """Attention (…, T, head_dim) as precise as v, and its scores' log-sum-exp (…, T) in fp32.
 
     q (…, T, head_dim), k and v (…, S, head_dim), bias (…, 1, S) is added to the scores.
     """
@@ -297,7 +304,8 @@ def attention_lse(
 def attention_lse_formula(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])  # (…, T, S)
+    # In bf16 a score of 30 would be off by 0.1.
+    scores = q.float() @ k.float().mT / math.sqrt(q.shape[-1])  # (…, T, S)
     if bias is not None:
         scores = scores + bias
     lse = scores.logsumexp(-1)  # (…, T)

@@ -101,8 +101,8 @@ def generate(
     responses: dict[tuple[int, int], Response] = {}  # by prompt and number of the sample
     todo = []
     for batch in make_batches(prompts, samples, params.max_num_seqs):
-        texts = [(prompts[i], sample) for i, sample in batch]
-        key = journal.key(list(seed), sorted(stop_ids), astuple(params), texts) if journal else ""
+        rows = [(prompts[i], sample) for i, sample in batch]
+        key = journal.key(list(seed), sorted(stop_ids), astuple(params), rows) if journal else ""
         if journal and key in journal.batches:
             finished = [Response(*response) for response in journal.batches[key]]
             responses.update(zip(batch, finished))
@@ -157,7 +157,8 @@ def prefill(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)  # (P,)
     cache = KVCache(lengths, k, max_new_tokens)
     hidden = model.model(tokens.to(model.device), cache)  # (P, T, hidden_size)
-    last = hidden[torch.arange(len(prompts), device=model.device), lengths - 1]
+    prompt = torch.arange(len(prompts), device=model.device)
+    last = hidden[prompt, lengths - 1]  # (P, hidden_size)
     logits = model.compute_logits(last)  # (P, vocab_size)
     return cache, logits.repeat_interleave(k, dim=0)
 
@@ -206,8 +207,7 @@ def next_token(logits: Tensor, uniforms: Tensor, temperature: float, top_p: floa
     """
     if temperature == 0:
         return logits.argmax(-1)
-    fp32_temperature = torch.tensor([temperature], device=logits.device)  # makes the quotient fp32
-    probs = torch.softmax(logits / fp32_temperature, dim=-1)  # (R, vocab_size)
+    probs = torch.softmax(logits.float() / temperature, dim=-1)  # (R, vocab_size)
     return sample_nucleus(probs, uniforms, top_p, NUCLEUS)
 
 

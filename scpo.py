@@ -64,7 +64,7 @@ def scpo_pair(
     if fewest == votes[chosen]:
         # All answers have equally many votes, so w(x) = 0: the pair would add no loss, but count in
         # the mean. With tau ≥ 0.5 a tie at the top is always of this kind; with a smaller one y+ is
-        # drawn.
+        # drawn. With --unweighted it is left out all the same.
         raise NoPair("tied")
     least_consistent = [i for i in others if votes[i] == fewest]
     return chosen, draw_response(answers, least_consistent, rng)
@@ -248,8 +248,8 @@ def pair_metrics(
 
 def pair_logps(model: Llama, pairs: list[EncodedPair]) -> tuple[Tensor, Tensor]:
     """log M(y+|x) and log M(y-|x) in nats, (B,) fp32 each; the second is empty for LMSI."""
-    tokens, response_mask = collate(sequences(pairs))  # (2B, T) each
-    logps = model.response_logps(tokens.to(model.device), response_mask.to(model.device))  # (2B,)
+    tokens, response_mask = collate(sequences(pairs))  # (2B, T) each; (B, T) for LMSI
+    logps = model.response_logps(tokens.to(model.device), response_mask.to(model.device))
     return logps[: len(pairs)], logps[len(pairs) :]
 
 

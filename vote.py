@@ -97,7 +97,10 @@ def final_part(text: str) -> str:
 
 
 def extract_number(text: str) -> str | None:
-    """GSM8K: of the last `#### N`; else of the last `\\boxed{…}`; else of the stated answer."""
+    """GSM8K: of the last `#### N` or `\\boxed{…}`, whichever is later; else of the stated answer.
+
+    A #### line that looks like a heading comes last.
+    """
     last_box = max((box.start() for box in BOX.finditer(text)), default=-1)
     marked = text.split("####")[1:][-MAX_MARKS:] if text.rfind("####") > last_box else []
     lines = [part.strip().partition("\n")[0] for part in reversed(marked)]
@@ -128,9 +131,6 @@ def is_equiv(a: str | None, b: str | None, task: str) -> bool:
     Extracted answers have one spelling, so `==` compares those.
     """
     return a is not None and normalize(a, task) == normalize(b, task)
-
-
-same_answer = is_equiv  # its older name
 
 
 def normalize(answer: str | None, task: str) -> str | None:

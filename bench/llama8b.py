@@ -62,7 +62,7 @@ def train_steps(args: Namespace, folder: Path, device: torch.device) -> None:
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=fused)
     response = list(range(args.response))
-    pair = EncodedPair(list(range(args.prompt)), response, response, 1.0, -1.0, -1.0)
+    pair = EncodedPair(list(range(args.prompt)), response, response, 1.0, "", -1.0, -1.0)
     batch = [pair] * (world_size() * args.micro_batch_size * args.micro_batches)
     for step in range(args.steps):
         if step == 1:  # the first is not timed

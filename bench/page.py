@@ -1,6 +1,7 @@
 """See the votes: one page of HTML, each problem with its responses grouped by answer.
 
     python bench/page.py runs/toy/M1/responses.jsonl --out votes.html  # the pairs marked
+    python bench/page.py runs/gsm8k --task gsm8k --out votes.html
     python bench/page.py runs/toy --out votes.html     # M0, M1, M2 on the test, side by side
 
 The page needs no network and runs no script; what a model wrote is escaped.
@@ -37,7 +38,7 @@ def votes_page(title: str, models: dict[str, list[dict]], pairs: list[dict], tas
     marks: dict[str, dict[int, str]] = defaultdict(dict)  # by problem and response
     for pair in pairs:
         for side in ("chosen", "rejected"):
-            if pair[side] is not None:
+            if f"sample_{side}" in pair:
                 marks[str(pair["id"])][pair[f"sample_{side}"]] = side
     problems = []
     for rows in zip(*models.values(), strict=True):
@@ -48,8 +49,8 @@ def votes_page(title: str, models: dict[str, list[dict]], pairs: list[dict], tas
             columns.append(f"<div><h3>{escape(name)}</h3>{column}</div>")
         problems.append(
             f"<details><summary><span class=votes>{' → '.join(shares)}</span>"
-            f"{escape(rows[0]['question'])}</summary><div class=columns>{''.join(columns)}</div>"
-            "</details>")
+            f"{escape(str(rows[0].get('question') or rows[0]['id']))}</summary>"
+            f"<div class=columns>{''.join(columns)}</div></details>")
     return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
             f"<style>{STYLE}</style><h1>{escape(title)}</h1><p>{len(problems)} problems; at the "
             f"right the votes of the most consistent answer.</p>{''.join(problems)}</html>\n")
@@ -86,8 +87,8 @@ def main() -> None:
     path, pairs = Path(args.what), []
     if path.is_dir():
         models = {}
-        for file in sorted(path.glob("M*/eval_responses.jsonl")):
-            models[file.parent.name] = read_responses(file)
+        for t in range(len(list(path.glob("M*/eval_responses.jsonl")))):
+            models[f"M{t}"] = read_responses(path / f"M{t}/eval_responses.jsonl")
         if not models:
             raise InputError(f"{path}: has no M*/eval_responses.jsonl; give a run or a file")
     else:

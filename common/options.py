@@ -57,7 +57,8 @@ def add_run_options(parser: Parser) -> None:
     methods = "; ".join(map(": ".join, METHODS.items()))
     selections = "; ".join(map(": ".join, SELECTIONS.items()))
     add("--test", type=path_or_none,
-        help="problems with answers, for the evaluation alone; '' for none")
+        help="problems with answers for the evaluation, whose questions are also not written "
+        "again; '' for none")
     add("--no-eval", action="store_true", help="skip the evaluation")
     add("--dev", type=path_or_none,
         help="problems to select an epoch by; answers are read only for --select dev")

@@ -24,8 +24,8 @@ from typing import Any
 
 from common.cli import InputError, printable
 from common.distributed import on_main, rank
-from common.files import (locked, read_json, read_jsonl, remove, write_json, write_jsonl,
-                          wrong_with_stage)
+from common.files import (locked, read_json, read_jsonl, remove, sampled_ids, write_json,
+                          write_jsonl, wrong_with_stage)
 from tasks.task import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ class Run:
             rows = read_stage(self.folder / name, same_ids_as)
             if pairs_of is not None:
                 check_pairs(self.folder / name, rows, pairs_of)
-            on_main(remove, self.folder, f"{name}.batches-*")  # if it ended right behind the file
+            on_main(remove, self.folder, f"{name}.batches-*")  # if it died right after the file
             self.keep(name)
             return rows
         self.stop_before(name)
@@ -154,13 +154,18 @@ def read_stage(path: Path, of: list[dict] | None) -> list[dict]:
 
 def check_pairs(path: Path, pairs: list[dict], responses: list[dict]) -> None:
     """Raises InputError for a pair that is not made of these responses."""
-    texts = {}
+    prompts, given = {}, {}
     for row in responses:
-        texts[row["id"]] = (row["prompt"], [*row["responses"], *row.get("extra_responses", [])])
+        texts = [*row["responses"], *row.get("extra_responses", [])]
+        prompts[row["id"]] = row["prompt"]
+        given[row["id"]] = [*zip(texts, sampled_ids(row)), *((text, None) for text in texts)]
     for pair in pairs:
-        prompt, given = texts.get(pair["id"], (None, []))
-        taken = [pair[side] for side in ("chosen", "rejected") if pair[side] is not None]
-        if pair["prompt"] != prompt or not set(taken) <= set(given):
+        taken = []
+        for side in ("chosen", "rejected"):
+            if pair[side] is not None:
+                taken.append((pair[side], pair.get(f"ids_{side}")))
+        same = pair["prompt"] == prompts.get(pair["id"])
+        if not same or any(response not in given[pair["id"]] for response in taken):
             reason = f"the pair of {pair['id']} is not made of the responses in responses.jsonl"
             raise InputError(f"{path}: {reason}; delete the file to make it anew")
 

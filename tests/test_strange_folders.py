@@ -96,6 +96,7 @@ def test_lines_of_other_problems_are_refused(folder, refusal, name, change):
 
 @pytest.mark.parametrize("change", [
     {"id": "other"}, {"prompt": "Q: another\nA:"}, {"chosen": "#### 77"}, {"rejected": "#### 77"},
+    {"ids_chosen": [5, 6, 7]},
 ], ids=lambda change: next(iter(change)))
 def test_a_pair_that_is_not_made_of_the_responses_is_refused(folder, refusal, change):
     """As one of another run, whose reference.jsonl is gone."""
@@ -129,7 +130,10 @@ def test_other_pairs_of_the_same_responses_are_a_finished_stage(folder):
     """Another program may choose: fewer, in another order, several of a problem, turned."""
     delete(folder / "M2/reference.jsonl")
     pairs = read_jsonl(folder / "M2/pairs.jsonl")[:3]
-    turned = {**pairs[0], "chosen": pairs[0]["rejected"], "rejected": pairs[0]["chosen"]}
+    turned = {**pairs[0], "chosen": pairs[0]["rejected"], "rejected": pairs[0]["chosen"],
+              "ids_chosen": pairs[0]["ids_rejected"], "ids_rejected": pairs[0]["ids_chosen"]}
+    for name in ("ids_chosen", "ids_rejected"):
+        del pairs[1][name]  # then its texts are encoded
     write_jsonl(folder / "M2/pairs.jsonl", [*pairs[::-1], {**turned, "weight": -0.5}])
     run(train, *SMALL, "--out", folder)
     assert len(read_jsonl(folder / "M2/reference.jsonl")) == 4

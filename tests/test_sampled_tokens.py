@@ -196,7 +196,13 @@ def test_ids_beyond_the_model_are_refused(finished, tmp_path, error_of):
     run(train, *SMALL, "--from", finished / "M1/pairs.jsonl", *out)
     path = tmp_path / "run/M1/pairs.jsonl"
     pairs = read_jsonl(path)
-    pairs[0]["ids_rejected"] = [5000]
+    pairs[0]["ids_chosen"] = [5000]
     write_jsonl(path, pairs)
+    answered = path.with_name("responses.jsonl")
+    rows = read_jsonl(answered)
+    for row in rows:
+        if row["id"] == pairs[0]["id"]:
+            row["response_ids"][pairs[0]["sample_chosen"]] = [5000]
+    write_jsonl(answered, rows)
     message = error_of(train, *SMALL, "--no-eval", "--out", tmp_path / "run")
     assert f"problem {pairs[0]['id']}: names token 5000, the model knows only 175" in message

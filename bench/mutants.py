@@ -4,12 +4,13 @@
 
 A mutant is a copy of the project with one operator, number, condition or statement changed in
 scpo.py, vote.py or the training in train.py. It is killed if a test fails. The survivors are
-printed: each is a missing test, or a change that changes nothing.
+printed: each is a missing test, or a change that changes nothing. A run that was stopped goes on
+with the same command, unless one of these files was changed.
 """
 
 import ast
 import copy
-import json
+import hashlib
 import os
 import random
 import shutil
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.cli import ArgumentParser, InputError, integer, run_script
-from common.distributed import progress_bar
+from common.files import read_json, write_json
 
 # The functions that are changed (None: all), and the tests that are run, the likeliest first.
 TRAINING = ("make_pairs", "pairs_of", "pair_line", "choose_pairs", "train_model", "optimize",
@@ -33,7 +34,8 @@ TRAINING = ("make_pairs", "pairs_of", "pair_line", "choose_pairs", "train_model"
 TARGETS = {
     "scpo.py": (None, "scpo loss methods training eval".split()),
     "vote.py": (None, "vote number answers eval methods puzzle scripts cli".split()),
-    "train.py": (TRAINING, "training methods loss run resume selection ranks".split()),
+    "train.py": (TRAINING, "training methods loss run resume selection strange_folders "
+                 "ranks".split()),
 }
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Mod: ast.Mult,
@@ -138,7 +140,13 @@ def main() -> None:
         found = mutants((ROOT / file).read_text(), names)
         everything += [(file, *mutant) for mutant in found]
     chosen = random.Random(args.seed).sample(everything, min(args.count, len(everything)))
-    survivors, projects = [], Queue()
+    made_of = {"seed": args.seed, "of": len(everything)}
+    for file in TARGETS:
+        made_of[file] = hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:12]
+    result = read_json(Path(args.out))
+    if result.get("made_of") != made_of:
+        result = {"mutants": 0, "killed": 0, "survivors": [], "made_of": made_of}
+    projects = Queue()
 
     def survives(file: str, text: str) -> bool:
         project = projects.get()  # one that no other thread has
@@ -157,17 +165,16 @@ def main() -> None:
         for file, passes in zip(TARGETS, sound):
             if not passes:
                 raise InputError(f"{file}: its tests fail without a mistake already")
-        files, lines, changes, texts = zip(*chosen)
-        results = threads.map(survives, files, texts)
-        for file, line, change, survived in zip(files, lines, changes, progress_bar(
-                iterable=results, total=len(chosen), desc="mutants")):
+        todo = chosen[result["mutants"] :]
+        outcomes = threads.map(survives, [row[0] for row in todo], [row[-1] for row in todo])
+        for (file, line, change, _), survived in zip(todo, outcomes):
+            result["mutants"] += 1
+            result["killed"] += not survived
             if survived:
-                survivors.append(f"{file}:{line}: {change}")
-                print(survivors[-1], flush=True)
-    killed = len(chosen) - len(survivors)
-    print(f"{killed} of {len(chosen)} mutants killed, of {len(everything)} there are")
-    result = {"mutants": len(chosen), "killed": killed, "survivors": survivors}
-    Path(args.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+                result["survivors"].append(f"{file}:{line}: {change}")
+                print(result["survivors"][-1], flush=True)
+            write_json(Path(args.out), result)
+    print(f"{result['killed']} of {result['mutants']} mutants killed, of {len(everything)} there are")
 
 
 if __name__ == "__main__":

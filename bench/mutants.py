@@ -174,7 +174,8 @@ def main() -> None:
                 result["survivors"].append(f"{file}:{line}: {change}")
                 print(result["survivors"][-1], flush=True)
             write_json(Path(args.out), result)
-    print(f"{result['killed']} of {result['mutants']} mutants killed, of {len(everything)} there are")
+    tried = f"{result['killed']} of {result['mutants']} mutants killed"
+    print(f"{tried}, of {len(everything)} there are")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from common.cli import ArgumentParser, InputError, integer, path_name, path_or_none, real
+from common.files import read_json
 from common.pretrained import PreTrained
 from model import Llama
 from scpo import METHODS
@@ -103,8 +104,9 @@ def add_training_options(parser: Parser) -> None:
         help="share of the steps in which the learning rate rises")
     add("--epochs", type=integer(1), help="passes over a round's pairs (paper: up to 10)")
     add("--batch-size", type=integer(1), help="pairs per optimizer step (paper: 16)")
-    add("--micro-batch-size", type=integer(1), default=8,
-        help="pairs in memory at once; their gradients add up to the batch's")
+    add("--micro-batch-size", type=integer(1),
+        help="pairs in memory at once; their gradients add up to the batch's. If not given, 8, "
+        "and 2 on a CPU if the model is larger than the toy")
     add("--max-grad-norm", type=positive, default=1.0, help="gradients are clipped to it")
     add("--activation-checkpointing", action="store_true", help="compute each block again in "
         "the backward pass: a third more time, a fraction of the memory")
@@ -125,7 +127,22 @@ def parse_args(
     if name in task_names():  # else parser refuses it
         defaults = Task.load(name).defaults
         parser.set_defaults(**{**defaults, "problems": defaults.get(problems)})
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if getattr(args, "micro_batch_size", 0) is None:
+        args.micro_batch_size = fastest_micro_batch(args.model, args.device)
+    return args
+
+
+def fastest_micro_batch(folder: str | Path | None, device: str) -> int:
+    """Pairs at once: 8, and on a CPU 2 of a model that is larger than the toy.
+
+    There each large tensor is made of new pages of memory, which costs more than a larger product
+    saves (bench/training.py; the toy is fastest with 8).
+    """
+    path = Path(folder or "") / "config.json"
+    size = read_json(path).get("hidden_size") if folder else None
+    is_small = not isinstance(size, int) or size <= 256
+    return 8 if is_small or usable_device(device).type != "cpu" else 2
 
 
 def usable_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ Mistakes that only some methods can meet are in test_labels.py.
 import json
 
 import pytest
+import torch
 from conftest import TOY
 
 import eval as evaluation
@@ -14,6 +15,7 @@ import train
 import vote
 from common.cli import InputError, run_script
 from common.files import read_json, write_jsonl
+from common.options import parse_args
 from tasks import task as task_file
 from tasks.task import Task
 from tasks.toy import make, reward
@@ -195,3 +197,24 @@ def test_the_line_is_counted_from_one_with_the_empty_ones(tmp_path, error_of):
     (tmp_path / "r.jsonl").write_text('{"responses": ["a"]}\n\n{"responses": []}\n')
     message = error_of(vote, tmp_path / "r.jsonl")
     assert f"{tmp_path / 'r.jsonl'}, line 3: `responses`" in message
+
+
+# --------------------------------------------------------------------------------------------
+# A default that depends on the machine
+
+
+@pytest.mark.parametrize("hidden_size, device, given, pairs", [
+    (128, "cpu", [], 8), (576, "cpu", [], 2), (576, "meta", [], 8),
+    (576, "cpu", ["--micro-batch-size", "4"], 4),
+])
+def test_pairs_at_once_are_few_for_a_real_model_on_a_cpu(
+    tmp_path, monkeypatch, hidden_size, device, given, pairs
+):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": hidden_size}))
+    monkeypatch.setattr("common.options.usable_device", torch.device)
+    argv = ["--model", str(tmp_path), "--device", device, *given]
+    assert parse_args(train.options(), argv).micro_batch_size == pairs
+
+
+def test_pairs_at_once_of_the_toy():
+    assert parse_args(train.options(), []).micro_batch_size == 8

@@ -100,7 +100,7 @@ def score_row(row: dict, task: str) -> dict:
     """What one problem contributes to each score."""
     answers, ended = response_answers(row, task), ended_flags(row)
     winner, votes = majority_vote(answers, random.Random(str(row["id"])))
-    unparsed = []
+    unparsed = []  # as ZeroEval counts: a table with blank cells is parsed, though it cannot vote
     for text, complete in zip(row["responses"], ended):
         unparsed.append(complete and extract_answer(text, task) is None)
     scores = {"greedy": None, "self_consistency": None, "vote_share": votes / len(answers),

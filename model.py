@@ -8,8 +8,9 @@ RoPE (2104.09864), grouped queries (2305.13245), SwiGLU (2002.05202), RMSNorm
 In the comments on shapes
     B  rows of the batch     T  tokens of this call     N  response tokens of all rows
     P  prompts of a cache    R  rows that continue them: k for each prompt, less those dropped
-    n_heads, n_kv_heads  num_attention_heads, num_key_value_heads
-and all else is a field of Config.
+    n_heads, n_kv_heads  num_attention_heads, num_key_value_heads; heads  either of them
+    group  query heads of a key/value head    places  the most rows of one prompt    S  keys
+and what else is not spelled out is a field of Config.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of `config.json` that the forward pass reads, under Hugging Face's names."""
+    """What the forward pass needs of `config.json`, under Hugging Face's names.
+
+    rope, attention_output_bias and qk_norm are derived from it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -59,7 +63,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, hf_config: dict, source: str = "config.json") -> Config:
-        """Raises InputError, naming `source`, if a parsed `config.json` is none of these."""
+        """Raises InputError, naming `source`, for a model that this file cannot run."""
         return cls(**llama_fields(hf_config, source))
 
 
@@ -222,7 +226,10 @@ class KVCache:
         self.place(torch.arange(len(prompt_lengths), device=device).repeat_interleave(k))
 
     def place(self, prompt_of_row: Tensor) -> None:
-        """Rows as a table with a line of places for each prompt; prompt_of_row (R,) ascends."""
+        """Give each row its place in a table (P, places), one line per prompt.
+
+        prompt_of_row (R,) ascends.
+        """
         counts = prompt_of_row.bincount()  # (P,), none of them 0
         first = counts.cumsum(0) - counts  # (P,): each prompt's first row
         number = torch.arange(len(prompt_of_row), device=counts.device) - first[prompt_of_row]
@@ -372,7 +379,7 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """(prompt, response) tokens → tokens (B, T), padded on the right, and response_mask (B, T).
 
-    The mask marks the response, its EOS included. It comes from the lengths, so the
+    The mask marks the response, with its EOS if it has one. It comes from the lengths, so the
     value of the padding does not matter, not even if it is EOS.
     """
     tokens, masks = [], []

@@ -40,7 +40,7 @@ from tasks.zebralogic.puzzle import rephrased_puzzle
 from vote import show_votes
 
 DROP_BELOW = 7 / 8  # share of unfinished rows at which the others are dropped: it copies the cache
-STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes every row's text
+STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes the end of every row
 STOP_FN_TOKENS = 40  # last tokens of a response in which a stop string is looked for
 GREEDY = -1  # the number of the sample that is no sample: the likeliest token at every step
 # Likeliest tokens that are looked at, first, then where these hold less than top_p; at last all.
@@ -130,7 +130,10 @@ def generate(
 def make_batches(
     prompts: list[list[int]], samples: range, max_num_seqs: int
 ) -> list[list[tuple[int, int]]]:
-    """Batches of rows (prompt, number of the sample), all samples of a prompt side by side."""
+    """Batches of rows (prompt, number of the sample), the samples of a prompt side by side.
+
+    They are in several batches if they are more than max_num_seqs.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
     batches = []
     for first in range(0, len(samples), max_num_seqs):
@@ -142,7 +145,10 @@ def make_batches(
 
 
 def draw_uniforms(seed: Sequence[int], prompt: list[int], sample: int, count: int) -> np.ndarray:
-    """(count,) numbers in [0, 1), one for each token of a response. Those of a greedy one are 0."""
+    """(count,) numbers in [0, 1), one for each token of a response. Of a greedy one all are 0.
+
+    At 0 sample_nucleus draws the likeliest token.
+    """
     if sample == GREEDY:
         return np.zeros(count, dtype=np.float32)
     problem = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())
@@ -222,8 +228,8 @@ def sample_nucleus(
 ) -> Tensor:
     """One token per row by inverse CDF: (R,) from probs (R, vocab_size) and uniforms (R,).
 
-    sizes: how many of the likeliest tokens are looked at, first and where these hold less than
-    top_p; behind the last one, all.
+    The sizes[0] likeliest tokens are looked at. Rows in which they hold less than top_p are drawn
+    again from sizes[1], and so on; after the last size, from all tokens.
     """
     if sizes and sizes[0] < probs.shape[-1]:
         likeliest, ids = probs.topk(sizes[0], dim=-1)  # (R, N) each, descending

@@ -98,7 +98,10 @@ def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
 
 
 def is_unanimous(answers: Answers) -> bool:
-    """Whether all k responses agree. Then extra, hotter ones are sampled, to find one to reject."""
+    """Whether all k voting responses agree; answers are theirs alone.
+
+    Then extra, hotter ones are sampled, to find one to reject.
+    """
     return answers[0] is not None and len(set(answers)) == 1
 
 
@@ -159,7 +162,7 @@ def scpo_loss(
     """The loss L of each pair, not yet averaged (section 2, the weighted loss).
 
     The four log-probs (B,) are sums over a response's tokens, in nats;
-    chosen_lengths (B,) is |y+| in tokens, EOS included; weights (B,) is w(x). With
+    chosen_lengths (B,) is |y+| in tokens, with its EOS; weights (B,) is w(x). With
     w = 1 this is the loss of Iterative RPO (arXiv 2404.19733), and with α = 0 also
     that of DPO.
 

@@ -183,7 +183,8 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
     pairs, skipped = [], Counter()
     for row in responses:
         try:
-            pairs += pairs_of(row, golds.get(row["id"]), scores.get(row["id"]), args, t)
+            gold, rewards = golds.get(row["id"]), scores.get(row["id"])
+            pairs += pairs_of_problem(row, gold, rewards, args, t)
         except NoPair as reason:
             skipped[str(reason)] += 1
     others = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
@@ -199,7 +200,7 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
     return pairs
 
 
-def pairs_of(
+def pairs_of_problem(
     row: dict, gold: str | None, rewards: list[float] | None, args: Namespace, t: int
 ) -> list[dict]:
     """The pairs of one problem: of a line of responses.jsonl those of pairs.jsonl. Raises NoPair.

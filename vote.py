@@ -89,7 +89,7 @@ def final_part(text: str) -> str:
         text = rest
     elif "<think>" in text:  # cut off in its thoughts
         text = text.partition("<think>")[0]
-    begun = re.search(r"[\d\\]", text)  # before its first number or formula, a question is its own
+    begun = re.search(r"[\d\\]", text)  # a question before that is its own, restated
     if begun and (mark := NEXT.search(text, begun.end())):
         text = text[: mark.start()]
     tags = ANSWER_TAG.findall(text) if "<answer>" in text else []
@@ -128,7 +128,7 @@ EXTRACTORS = {
 def is_equiv(a: str | None, b: str | None, task: str) -> bool:
     """Whether two answers as people write them are equal. None equals nothing, not even None.
 
-    Extracted answers have one spelling, so `==` compares those.
+    Votes and grades do not use it: extracted answers have one spelling, and `==` compares those.
     """
     return a is not None and normalize(a, task) == normalize(b, task)
 

@@ -29,8 +29,8 @@ from common.cli import ArgumentParser, InputError, integer, run_script
 from common.files import read_json, write_json
 
 # The functions that are changed (None: all), and the tests that are run, the likeliest first.
-TRAINING = ("make_pairs", "pairs_of", "pair_line", "choose_pairs", "train_model", "optimize",
-            "forward_backward", "make_reference", "learning_rate")
+TRAINING = ("make_pairs", "pairs_of_problem", "pair_line", "choose_pairs", "train_model",
+            "optimize", "forward_backward", "make_reference", "learning_rate")
 TARGETS = {
     "scpo.py": (None, "scpo loss methods training eval".split()),
     "vote.py": (None, "vote number answers eval methods puzzle scripts cli".split()),

@@ -29,7 +29,7 @@ def pairs(answers):
     row = {"id": "p", "prompt": "Q", "responses": texts, "ended": [True] * len(texts)}
     args = parse_args(train.options(), ["--tau", "0.5"])
     try:
-        made = train.pairs_of(row, None, [0.1, 0.9] + [0.5] * 5 + [0.0], args, 1)
+        made = train.pairs_of_problem(row, None, [0.1, 0.9] + [0.5] * 5 + [0.0], args, 1)
     except scpo.NoPair as reason:
         return str(reason)
     return [[p["answer_chosen"], p.get("answer_rejected", "nothing"), p["weight"]] for p in made]

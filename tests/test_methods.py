@@ -20,7 +20,7 @@ def row_of(responses: list[str], **more) -> dict:
 def make_pair(row, *options, gold=None, rewards=None, tau=0.5, seed=0) -> dict:
     """The line of pairs.jsonl, by the options of train.py."""
     args = train_args("--tau", tau, "--seed", seed, *options)
-    [pair] = train.pairs_of(row, gold, rewards, args, t=1)
+    [pair] = train.pairs_of_problem(row, gold, rewards, args, t=1)
     return pair
 
 
@@ -61,9 +61,9 @@ def test_each_round_has_its_tau():
     """3 of 4 votes pass 0.5, the τ of round 1, but not 0.9, that of round 2 and of those after."""
     args = train_args("--tau", 0.5, 0.9)
     row = row_of(SOLVED)
-    assert train.pairs_of(row, None, None, args, t=1)[0]["votes_chosen"] == 3
+    assert train.pairs_of_problem(row, None, None, args, t=1)[0]["votes_chosen"] == 3
     for t in (2, 3):
-        assert reason_for_no_pair(train.pairs_of, row, None, None, args, t) == "below tau"
+        assert reason_for_no_pair(train.pairs_of_problem, row, None, None, args, t) == "below tau"
 
 
 def test_unweighted_pairs_have_weight_one():

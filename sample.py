@@ -44,7 +44,7 @@ STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes the end 
 STOP_FN_TOKENS = 40  # last tokens of a response in which a stop string is looked for
 GREEDY = -1  # the number of the sample that is no sample: the likeliest token at every step
 # Likeliest tokens that are looked at, first, then where these hold less than top_p; at last all.
-NUCLEUS = (64, 1024)  # to find 64 of 49,152 takes a fifth of the time that 1,024 take
+NUCLEUS = (64, 1024)  # of a large vocabulary it is far cheaper to find 64 than 1,024
 
 StopFn = Callable[[list[int]], bool]  # whether these tokens end a response
 

@@ -183,8 +183,8 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
     pairs, skipped = [], Counter()
     for row in responses:
         try:
-            gold, rewards = golds.get(row["id"]), scores.get(row["id"])
-            pairs += pairs_of_problem(row, gold, rewards, args, t)
+            pairs += pairs_of_problem(
+                row, golds.get(row["id"]), scores.get(row["id"]), args, t)
         except NoPair as reason:
             skipped[str(reason)] += 1
     others = ", ".join(f"{count} {reason}" for reason, count in skipped.items())

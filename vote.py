@@ -73,10 +73,11 @@ def extract_answer(text: str, task: str) -> str | None:
 
 
 # A base model may run on with another question: these end its sampling, and its text.
-LINES = ("Q:", "Question:", "Problem:", "### Question", "### Problem")
-MARKS = ("<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
-NEXT_QUESTION = (*("\n" + line for line in LINES), *MARKS)
-NEXT = re.compile(rf"\n[ \t]*+(?:{'|'.join(LINES)})|{'|'.join(map(re.escape, MARKS))}")
+QUESTION_LINES = ("Q:", "Question:", "Problem:", "### Question", "### Problem")
+TURN_MARKS = ("<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
+NEXT_QUESTION = (*("\n" + line for line in QUESTION_LINES), *TURN_MARKS)
+NEXT = re.compile(
+    rf"\n[ \t]*+(?:{'|'.join(QUESTION_LINES)})|{'|'.join(map(re.escape, TURN_MARKS))}")
 ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 MAX_MARKS = 10  # of the last #### lines, those in which a number is looked for
 HEADING = re.compile(r"(?i)\s*(?:step|part|case|check)\b|\s*\d+[.)]\s+[a-z]")  # #### 2. Why

@@ -137,7 +137,7 @@ def fastest_micro_batch(folder: str | Path | None, device: str) -> int:
     """Pairs at once: 8, and on a CPU 2 of a model that is larger than the toy.
 
     There each large tensor is made of new pages of memory, which costs more than a larger product
-    saves (bench/training.py; the toy is fastest with 8).
+    saves (`bench/training.py --splits` measures it). The toy is fastest with 8.
     """
     path = Path(folder or "") / "config.json"
     size = read_json(path).get("hidden_size") if folder else None

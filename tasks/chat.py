@@ -128,7 +128,7 @@ class ChatTokenizer:
             kept = before_stop(text, self.stop_strings(task))
             texts.append(kept)
             ended.append(stopped or len(kept) < len(text))
-            ids.append(self.tokens_of(kept, tokens))
+            ids.append(tokens if kept == text else self.tokens_of(kept, tokens))
         return {**row, "responses": texts, "ended": ended, "response_ids": ids}
 
     def encode_prompt(self, text: str) -> list[int]:

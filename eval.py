@@ -37,9 +37,9 @@ EVALUATING = (0, 4)
 def evaluate_checkpoint(
     folder: Path, path: str, args: Namespace, out: str | Path | None, name: str
 ) -> list[dict]:
-    """Let the model in a folder answer a file of problems: the lines of `out`.
+    """Let the model in a folder answer a file of problems. Returns the lines of `out`.
 
-    out: the file that is made of them, beside which finished batches are kept.
+    out: the file that the caller makes of them; finished batches are kept beside it meanwhile.
     """
     task = Task.load(args.task)
     problems = read_problems(path, task, args.limit)

@@ -9,7 +9,8 @@ In the comments on shapes
     B  rows of the batch     T  tokens of this call     N  response tokens of all rows
     P  prompts of a cache    R  rows that continue them: k for each prompt, less those dropped
     n_heads, n_kv_heads  num_attention_heads, num_key_value_heads; heads  either of them
-    group  query heads of a key/value head    places  the most rows of one prompt    S  keys
+    group  query heads of a key/value head    places  the most rows of one prompt
+    Q  queries of all kinds    S  keys
 and what else is not spelled out is a field of Config.
 """
 
@@ -92,7 +93,7 @@ class Transformer(nn.Module):
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, T)
         else:
-            positions = cache.next_positions(tokens.shape[1])  # (1, T), then (R, 1)
+            positions = cache.begin_pass(tokens.shape[1])  # (1, T), then (R, 1)
         rope = rope_table(positions, self.config, x.dtype)
         for layer, block in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -237,8 +238,8 @@ class KVCache:
         self.table_shape = (len(counts), int(counts.max()))
         self.place_of_row = prompt_of_row * self.table_shape[1] + number  # (R,)
 
-    def next_positions(self, n_tokens: int) -> Tensor:
-        """Begin a forward pass: the positions of its tokens.
+    def begin_pass(self, n_tokens: int) -> Tensor:
+        """Count a forward pass; return the positions of its tokens.
 
         (1, T), of all prompts, then (R, 1).
         """
@@ -265,6 +266,8 @@ class KVCache:
         values[:, :, self.n_generated - 1] = v[:, :, 0]
         keys, values = keys[:, :, : self.n_generated], values[:, :, : self.n_generated]
         grouped = q.reshape(*k.shape[:2], -1, q.shape[-1])  # (R, n_kv_heads, group, head_dim)
+        # No query is masked from another here, so heads of a group that read the same keys, and in
+        # by_prompt the rows of a prompt too, may stand where a sequence of queries would.
         own, own_lse = attention_lse(grouped, keys, values)
         shared, shared_lse = attention_lse(self.by_prompt(grouped), *self.prompts[layer], self.bias)
         shared, shared_lse = self.by_row(shared), self.by_row(shared_lse)
@@ -298,9 +301,9 @@ class KVCache:
 def attention_lse(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention (…, T, head_dim) as precise as v, and its scores' log-sum-exp (…, T) in fp32.
+    """Attention (…, Q, head_dim) as precise as v, and its scores' log-sum-exp (…, Q) in fp32.
 
-    q (…, T, head_dim), k and v (…, S, head_dim), bias (…, 1, S) is added to the scores.
+    q (…, Q, head_dim), k and v (…, S, head_dim), bias (…, 1, S) is added to the scores.
     """
     if q.device.type == "cpu":  # its kernel is much faster than the formula
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -312,10 +315,10 @@ def attention_lse_formula(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     # In bf16 a score of 30 would be off by 0.1.
-    scores = q.float() @ k.float().mT / math.sqrt(q.shape[-1])  # (…, T, S)
+    scores = q.float() @ k.float().mT / math.sqrt(q.shape[-1])  # (…, Q, S)
     if bias is not None:
         scores = scores + bias
-    lse = scores.logsumexp(-1)  # (…, T)
+    lse = scores.logsumexp(-1)  # (…, Q)
     return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse
 
 

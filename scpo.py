@@ -17,8 +17,8 @@ Here τ is a number of votes, β keeps M_t close to M_{t-1}, and α weighs the N
 new problems: one without a consistent answer gives no pair.
 
 This file holds steps 4 to 6; train.py runs all six. Only the last section needs a model. What the
-paper leaves open (ties, responses without an answer, problems on which all agree) is decided here,
-each in a comment.
+paper leaves open is said where it is decided: ties here, responses without an answer in
+vote.response_answers, and what hotter responses count where all agree in is_unanimous below.
 
 In the comments on shapes, B is the number of pairs.
 """
@@ -100,7 +100,7 @@ def pair_weight(votes_chosen: int, votes_rejected: int, k: int) -> float:
 def is_unanimous(answers: Answers) -> bool:
     """Whether all k voting responses agree; answers are theirs alone.
 
-    Then extra, hotter ones are sampled, to find one to reject.
+    Then extra, hotter ones are sampled, to find one to reject. They do not vote, and k stays.
     """
     return answers[0] is not None and len(set(answers)) == 1
 

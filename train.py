@@ -48,9 +48,9 @@ from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (caught_signals, check_metrics, check_pairs, drop_without_models,
-                             free_memory, load_for_training, restore_checkpoint, save_checkpoint,
-                             save_model, summary)
+from common.training import (caught_signals, check_metrics, check_pairs, free_memory,
+                             load_for_training, restart_if_models_are_gone, restore_checkpoint,
+                             save_checkpoint, save_model, summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
@@ -94,7 +94,8 @@ def train_round(source: Path, args: Namespace, run: Run, t: int) -> None:
         rewards = run.stage(
             f"M{t}/rewards.jsonl", make_rewards, responses, args, t, same_ids_as=problems)
     if not run.has(f"M{t}/pairs.jsonl"):  # what was trained on other pairs is of no use
-        on_main(remove, folder, "reference.jsonl", "log.jsonl", *OF_TRAINING)
+        stale = ("reference.jsonl", "log.jsonl", "epochs.jsonl", *OF_TRAINING)
+        on_main(remove, folder, *stale)
     pairs = run.stage(
         f"M{t}/pairs.jsonl", make_pairs, responses, rewards, args, t, pairs_of=responses)
     train_model(source, pairs, args, run, t)
@@ -203,7 +204,7 @@ def make_pairs(responses: list[dict], rewards: list[dict], args: Namespace, t: i
 def pairs_of_problem(
     row: dict, gold: str | None, rewards: list[float] | None, args: Namespace, t: int
 ) -> list[dict]:
-    """The pairs of one problem: of a line of responses.jsonl those of pairs.jsonl. Raises NoPair.
+    """From one line of responses.jsonl to its lines of pairs.jsonl. Raises NoPair.
 
     gold: the right answer, if --method looks at it. rewards: of the k responses, likewise.
     """
@@ -220,8 +221,8 @@ def pair_line(
 ) -> dict:
     """A choice as a line of pairs.jsonl.
 
-    chosen, rejected: indices among the responses and the extra ones. Training also takes negative
-    weights, and lines that reject nothing, if none of a round does: their loss is weight · NLL.
+    chosen, rejected: indices among the responses and the extra ones. A rejected None has the loss
+    weight · NLL, and stands in all lines of a round or in none. A weight may be negative.
     """
     texts = row["responses"] + row.get("extra_responses", [])
     ended = ended_flags(row) + row.get("extra_ended", [])
@@ -269,7 +270,7 @@ def choose_pairs(
 def train_model(source: Path, pairs: list[dict], args: Namespace, run: Run, t: int) -> None:
     """Train θ, which starts at M_{t-1}, on the round's pairs; --select picks the epoch of M_t."""
     folder = run.folder / f"M{t}"
-    on_main(drop_without_models, folder, math.ceil(len(pairs) / args.batch_size), args)
+    on_main(restart_if_models_are_gone, folder, math.ceil(len(pairs) / args.batch_size), args)
     model, tokenizer = load_for_training(source, args)
     data = [encode_pair(pair, tokenizer) for pair in pairs]
     check_pairs(data, model, folder)

@@ -72,11 +72,12 @@ def extract_answer(text: str, task: str) -> str | None:
     return EXTRACTORS[task](text)
 
 
-# A base model may run on with another question: these end its sampling, and its text.
+# A base model may run on with another question: these end its sampling at once.
 QUESTION_LINES = ("Q:", "Question:", "Problem:", "### Question", "### Problem")
 TURN_MARKS = ("<|im_start|>", "<|start_header_id|>", "<|endoftext|>")
 NEXT_QUESTION = (*("\n" + line for line in QUESTION_LINES), *TURN_MARKS)
-NEXT = re.compile(
+# In a finished text of any model: the answer ends there, see `final_part`.
+LINE_OF_NEXT_QUESTION = re.compile(
     rf"\n[ \t]*+(?:{'|'.join(QUESTION_LINES)})|{'|'.join(map(re.escape, TURN_MARKS))}")
 ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 MAX_MARKS = 10  # of the last #### lines, those in which a number is looked for
@@ -90,8 +91,10 @@ def final_part(text: str) -> str:
         text = rest
     elif "<think>" in text:  # cut off in its thoughts
         text = text.partition("<think>")[0]
-    begun = re.search(r"[\d\\]", text)  # a question before that is its own, restated
-    if begun and (mark := NEXT.search(text, begun.end())):
+    # Reasoning holds a digit or LaTeX. A question in front of the first one is the given question,
+    # restated; one behind it is another.
+    begun = re.search(r"[\d\\]", text)
+    if begun and (mark := LINE_OF_NEXT_QUESTION.search(text, begun.end())):
         text = text[: mark.start()]
     tags = ANSWER_TAG.findall(text) if "<answer>" in text else []
     return tags[-1] if tags else text
@@ -129,7 +132,8 @@ EXTRACTORS = {
 def is_equiv(a: str | None, b: str | None, task: str) -> bool:
     """Whether two answers as people write them are equal. None equals nothing, not even None.
 
-    Votes and grades do not use it: extracted answers have one spelling, and `==` compares those.
+    For notebooks and tests. Votes and grades compare extracted answers, which have one spelling,
+    by `==`.
     """
     return a is not None and normalize(a, task) == normalize(b, task)
 

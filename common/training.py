@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, model: Llama, optimizer: Optimizer, log: list[
     on_main(remove, folder, *older)
 
 
-def drop_without_models(folder: Path, steps_per_epoch: int, args: Namespace) -> None:
+def restart_if_models_are_gone(folder: Path, steps_per_epoch: int, args: Namespace) -> None:
     """Delete what is left of a training if models that it saved are gone: no step gives them back.
 
     It is then made again from the first step.

@@ -119,3 +119,20 @@ def test_scores_that_are_not_of_these_epochs_are_refused(
     path.unlink()
     run(train, *how)
     assert stage_files(tmp_path / "run") == stage_files(selected / select)
+
+
+@pytest.mark.parametrize("select", ["dev", "votes"])
+def test_other_pairs_have_other_scores_of_their_epochs(selected, tmp_path, select):
+    """Where pairs are made anew, the models of the epochs are too, and so are their scores."""
+    how = [*SMALL, "--rounds", "1", "--epochs", "3", "--lr", "2e-3", "--limit", "16", "--no-eval"]
+    how += ["--select", select, "--out", tmp_path / "run"]
+    shutil.copytree(selected / select, tmp_path / "run")
+    for name in ("pairs.jsonl", "model"):
+        delete(tmp_path / "run/M1" / name)
+    path = tmp_path / "run/M1/epochs.jsonl"
+    rows = read_jsonl(path)
+    scores = [dict(row, epoch=other["epoch"]) for row, other in zip(reversed(rows), rows)]
+    write_jsonl(path, scores)
+    assert scores != rows
+    run(train, *how)
+    assert stage_files(tmp_path / "run") == stage_files(selected / select)

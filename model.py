@@ -369,14 +369,17 @@ class Llama(PreTrained):
         def chunk_logps(hidden: Tensor, targets: Tensor) -> Tensor:
             return token_logps(self.compute_logits(hidden), targets)
 
+        if len(hidden) <= LOGITS_CHUNK:  # one chunk: to compute it again would save no memory
+            return chunk_logps(hidden, targets)
         chunks = zip(hidden.split(LOGITS_CHUNK), targets.split(LOGITS_CHUNK))
         return torch.cat([recompute(chunk_logps, *chunk) for chunk in chunks])
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """log p of each target, in nats: logits (N, vocab_size), targets (N,) → (N,) fp32."""
-    logits = logits.float()  # a sum of bf16 log-probs near -300 would move in steps of 2
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    # In fp32: a sum of bf16 log-probs near -300 would move in steps of 2. Cross-entropy is -log p,
+    # and its gradient is one pass over the logits; that of a logsumexp and a gather is several.
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:

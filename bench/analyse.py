@@ -41,12 +41,12 @@ def gold_of(row: dict, task: str) -> str | None:
 
 
 def paired_difference(
-    a: list[dict], b: list[dict], task: str, name: str, n_draws: int = 10_000
+    a: list[dict], b: list[dict], task: str, name: str
 ) -> tuple[float, float, float]:
     """Mean of the score `name` of a minus that of b, on the problems that they share.
 
-    With its 95 % paired bootstrap interval: (mean, low, high). Raises InputError if no problem has
-    that score in both.
+    With its 95 % interval: (mean, low, high). Raises InputError if no problem has that score in
+    both.
     """
     others = {row["id"]: row for row in b}
     differences = []
@@ -57,6 +57,11 @@ def paired_difference(
                 differences.append(x - y)
     if not differences:
         raise InputError(f"--against: the two files share no problem with a score for {name}")
+    return bootstrap(differences)
+
+
+def bootstrap(differences: Sequence[float], n_draws: int = 10_000) -> tuple[float, float, float]:
+    """The mean of paired differences, and its 95 % interval: (mean, low, high)."""
     rng = np.random.default_rng(0)
     means = []
     for _ in range(n_draws):

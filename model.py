@@ -10,24 +10,23 @@ In the comments on shapes
     P  prompts of a cache    R  rows that continue them: k for each prompt, less those dropped
     n_heads, n_kv_heads  num_attention_heads, num_key_value_heads; heads  either of them
     group  query heads of a key/value head    places  the most rows of one prompt
-    Q  queries of all kinds    S  keys
 and what else is not spelled out is a field of Config.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from common.attention import attention_lse
 from common.checkpoint import llama_fields
+from common.packing import PackedTokens
 from common.pretrained import PreTrained
 
 # On an H100 PyTorch prefers cuDNN's attention, which makes a plan for every new length.
@@ -83,7 +82,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """tokens (B, T) → hidden states (B, T, hidden_size).
 
         With a cache, the first call reads the prompts, (P, T), and each later one the next token
@@ -114,7 +113,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, cache: Cache | None, layer: int) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, hidden_size)
 
@@ -137,7 +136,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, cache: Cache | None, layer: int) -> Tensor:
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
@@ -298,29 +297,7 @@ class KVCache:
         self.place(prompt_of_row)
 
 
-def attention_lse(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention (…, Q, head_dim) as precise as v, and its scores' log-sum-exp (…, Q) in fp32.
-
-    q (…, Q, head_dim), k and v (…, S, head_dim), bias (…, 1, S) is added to the scores.
-    """
-    if q.device.type == "cpu":  # its kernel is much faster than the formula
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(q, k, v, attn_mask=bias)
-    return attention_lse_formula(q, k, v, bias)
-
-
-def attention_lse_formula(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    # In bf16 a score of 30 would be off by 0.1.
-    scores = q.float() @ k.float().mT / math.sqrt(q.shape[-1])  # (…, Q, S)
-    if bias is not None:
-        scores = scores + bias
-    lse = scores.logsumexp(-1)  # (…, Q)
-    return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse
-
+Cache = KVCache | PackedTokens
 
 # --------------------------------------------------------------------------------------------
 # The language model
@@ -349,16 +326,19 @@ class Llama(PreTrained):
             return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)
 
-    def response_logps(self, tokens: Tensor, response_mask: Tensor) -> Tensor:
+    def response_logps(
+        self, tokens: Tensor, prompt_mask: Tensor, response_mask: Tensor, n_prompts: int
+    ) -> Tensor:
         """log p(response | prompt) of each row, in nats, summed over its tokens: (B,) fp32.
 
-        tokens, response_mask: (B, T). Only response tokens are projected to the
-        vocabulary, and the logits of LOGITS_CHUNK of them at most exist at once, in
-        the backward pass too.
+        tokens and masks (B, T) are those of `collate`; row i + n_prompts has the same prompt as row
+        i, which is computed once for both. Only response tokens are projected to the vocabulary,
+        and the logits of LOGITS_CHUNK of them at most exist at once, in the backward pass too.
         """
+        packed = PackedTokens(prompt_mask, response_mask, n_prompts)
+        hidden = self.model(tokens.flatten()[packed.index][None], packed)[0]
         row, position = response_mask.nonzero(as_tuple=True)  # (N,) each
-        hidden = self.model(tokens)  # (B, T, hidden_size)
-        before = hidden[row, position - 1]  # (N, hidden_size), which predict the response tokens
+        before = hidden[packed.number[row, position - 1]]  # (N, hidden_size), which predict these
         logps = self.chunked_logps(before, tokens[row, position])  # (N,)
         sums = torch.zeros(len(tokens), device=tokens.device)  # (B,)
         return sums.index_add(0, row, logps)
@@ -380,16 +360,3 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     # In fp32: a sum of bf16 log-probs near -300 would move in steps of 2. Cross-entropy is -log p,
     # and its gradient is one pass over the logits; that of a logsumexp and a gather is several.
     return -F.cross_entropy(logits.float(), targets, reduction="none")
-
-
-def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """(prompt, response) tokens → tokens (B, T), padded on the right, and response_mask (B, T).
-
-    The mask marks the response, with its EOS if it has one. It comes from the lengths, so the
-    value of the padding does not matter, not even if it is EOS.
-    """
-    tokens, masks = [], []
-    for prompt, response in sequences:
-        tokens.append(torch.tensor(prompt + response))
-        masks.append(torch.tensor([False] * len(prompt) + [True] * len(response)))
-    return pad_sequence(tokens, batch_first=True), pad_sequence(masks, batch_first=True)

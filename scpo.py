@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Llama, collate
+from common.packing import collate
+from model import Llama
 from tasks.chat import ChatTokenizer
 
 
@@ -251,8 +252,8 @@ def pair_metrics(
 
 def pair_logps(model: Llama, pairs: list[EncodedPair]) -> tuple[Tensor, Tensor]:
     """log M(y+|x) and log M(y-|x) in nats, (B,) fp32 each; the second is empty for LMSI."""
-    tokens, response_mask = collate(sequences(pairs))  # (2B, T) each; (B, T) for LMSI
-    logps = model.response_logps(tokens.to(model.device), response_mask.to(model.device))
+    batch = [x.to(model.device) for x in collate(sequences(pairs))]  # (2B, T); (B, T) for LMSI
+    logps = model.response_logps(*batch, n_prompts=len(pairs))
     return logps[: len(pairs)], logps[len(pairs) :]
 
 

@@ -32,16 +32,17 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.memory import memory
+from bench.memory import memory, packed_pairs
 from common.cli import ArgumentParser, integer, run_script
 from common.distributed import init_distributed, leave, world_size
 from common.files import write_json
 from common.options import usable_device
+from common.packing import PackedTokens
 from common.throughput import GIB, Throughput
 from common.training import free_memory, shard
 from model import Llama, RMSNorm
 from sample import SamplingParams, generate
-from scpo import EncodedPair, sequences
+from scpo import EncodedPair
 from train import forward_backward
 
 
@@ -72,7 +73,7 @@ def train_steps(args: Namespace, folder: Path, device: torch.device) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0).full_tensor().item()
         optimizer.step()
         if step > 0:
-            throughput.add(sequences(batch))
+            throughput.add(batch)
     taken = high_water_mark(device)
     if device.type == "cpu":
         taken -= before
@@ -96,9 +97,9 @@ def compare(args: Namespace, model: Llama, found: float, how: str) -> str:
 class Countable(Llama):
     """`response_logps` as a forward pass without a look at values: all prompts are as long."""
 
-    def forward(self, tokens: torch.Tensor, prompt: int) -> torch.Tensor:
-        states = self.model(tokens)[:, prompt - 1 : -1].flatten(0, 1)  # (N, hidden_size)
-        return self.chunked_logps(states, tokens[:, prompt:].flatten())  # (N,)
+    def forward(self, tokens: torch.Tensor, packed: PackedTokens, responses: int) -> torch.Tensor:
+        hidden = self.model(tokens, packed)[0]  # (N, hidden_size)
+        return self.chunked_logps(hidden[:responses], tokens[0, :responses])  # (responses,)
 
     def to_empty(self, *, device: torch.device) -> Self:
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -110,6 +111,8 @@ def pretend_step(args: Namespace, folder: Path) -> None:
     dtype = getattr(torch, args.dtype)
     model = shard(Countable.on_meta(folder), torch.device("cpu"), dtype)
     model.model.activation_checkpointing = args.activation_checkpointing
+    rows = 2 * args.micro_batch_size
+    packed = packed_pairs(args.micro_batch_size, args.prompt, args.response)
     with next(model.parameters()).to_local().fake_mode:
         tracker = FSDPMemTracker(model)
         tracker.track_inputs(())
@@ -118,9 +121,8 @@ def pretend_step(args: Namespace, folder: Path) -> None:
                 tracker.reset_mod_stats()
                 last = i + 1 == args.micro_batches
                 model.set_requires_gradient_sync(args.pretend == 1 or last)
-                shape = (2 * args.micro_batch_size, args.prompt + args.response)
-                tokens = torch.zeros(shape, dtype=torch.long)
-                model(tokens, args.prompt).sum().backward()
+                tokens = torch.zeros(1, len(packed.index), dtype=torch.long)
+                model(tokens, packed, rows * args.response).sum().backward()
         snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
     held = sum(snapshot.values()) / 2  # it has kinds, and their total
     moments = 8 * sum(p.numel() for p in model.parameters()) / args.pretend

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common.cli import InputError
 from common.distributed import world_size
 from common.options import usable_device
+from common.packing import PackedTokens
 from common.runs import per_round
 from common.throughput import GIB
 from model import LOGITS_CHUNK, Block, Config, Llama
@@ -110,7 +111,7 @@ def memory(
     pairs = min(micro_batch_size, share)
     accumulates = share > micro_batch_size  # there is a second micro-batch
 
-    inside, outside = saved_bytes(config, 2 * pairs, prompt + response, dtype)
+    inside, outside = saved_bytes(config, packed_pairs(pairs, prompt, response), dtype)
     activations = layers * inside
     if activation_checkpointing:
         activations = inside + layers * outside
@@ -152,7 +153,13 @@ def memory(
     }
 
 
-def saved_bytes(config: Config, rows: int, length: int, dtype: torch.dtype) -> tuple[int, int]:
+def packed_pairs(pairs: int, prompt: int, response: int) -> PackedTokens:
+    """As training packs pairs of which all are that long."""
+    is_prompt = (torch.arange(prompt + response) < prompt).expand(2 * pairs, -1)
+    return PackedTokens(is_prompt, ~is_prompt, n_prompts=pairs)
+
+
+def saved_bytes(config: Config, packed: PackedTokens, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes that a block keeps for the backward pass, and those of its input.
 
     Measured on tensors without content.
@@ -164,16 +171,17 @@ def saved_bytes(config: Config, rows: int, length: int, dtype: torch.dtype) -> t
         kept[storage._cdata] = storage  # held, so that no address is used twice
         return tensor
 
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the indices of packed
         block = Block(config)
         weights = {}
         for name, p in block.named_parameters():
             weights[name] = p.detach().to(dtype).requires_grad_()
-        shape = (rows, length, config.hidden_size)
-        x = torch.empty(shape, dtype=dtype, requires_grad=True)  # (B, T, hidden_size)
-        angle = torch.empty(1, length, 1, config.head_dim // 2, dtype=dtype)
+        n_tokens = len(packed.index)
+        shape = (1, n_tokens, config.hidden_size)
+        x = torch.empty(shape, dtype=dtype, requires_grad=True)
+        angle = torch.empty(1, n_tokens, 1, config.head_dim // 2, dtype=dtype)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            torch.func.functional_call(block, weights, (x, (angle, angle), None, 0))
+            torch.func.functional_call(block, weights, (x, (angle, angle), packed, 0))
     for p in weights.values():
         kept.pop(p.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in kept.values()), x.numel() * x.element_size()

@@ -32,7 +32,7 @@ from common.distributed import init_distributed
 from common.files import read_jsonl
 from common.throughput import GIB, training_flops
 from common.training import load_for_training
-from scpo import encode_pair, pair_logps, sequences
+from scpo import encode_pair, pair_logps
 from tasks.task import Task
 from train import forward_backward
 
@@ -72,7 +72,7 @@ def ours(args: Namespace) -> dict:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         times.append(time.perf_counter())
-    return {"times": times, "losses": losses, "flops": training_flops(model, sequences(data))}
+    return {"times": times, "losses": losses, "flops": training_flops(model, data)}
 
 
 def trl(args: Namespace) -> dict:

@@ -15,8 +15,9 @@ from common.checkpoint import LARGEST_SIZE, MOST_LAYERS, check_size, is_positive
 from common.cli import InputError
 from common.distributed import all_gather_dict, progress_bar, rank, world_size
 from common.options import load_checkpoint
+from common.packing import collate
 from common.pretrained import PreTrained
-from model import Config, Transformer, collate
+from model import Config, Transformer
 from tasks.chat import ChatTokenizer
 
 SETTINGS = ("num_objectives", "gating_hidden_dim", "gating_n_hidden", "gating_temperature")
@@ -116,7 +117,7 @@ def reward_responses(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     scores = {}
     for batch in progress_bar(iterable=batches[rank() :: world_size()], desc=desc, unit="batch"):
-        tokens, _ = collate([conversations[i] for i in batch])  # (B, T)
+        tokens, *_ = collate([conversations[i] for i in batch])  # (B, T)
         ends = torch.tensor([(prompt_ends[i], lengths[i] - 1) for i in batch])  # (B, 2)
         ends = ends.to(model.device)
         values = model(tokens.to(model.device), ends[:, 0], ends[:, 1])  # (B,)

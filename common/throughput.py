@@ -7,6 +7,7 @@ import torch
 
 from common.distributed import world_size
 from model import Llama
+from scpo import EncodedPair
 
 GIB = 2**30
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the GPU's name
@@ -24,9 +25,11 @@ class Throughput:
             known = [flops for name, flops in PEAK_FLOPS.items() if name in gpu]
             self.peak_flops = known[0] if known else None
 
-    def add(self, sequences: Sequence[tuple[list[int], list[int]]]) -> None:
-        self.tokens += sum(len(prompt) + len(response) for prompt, response in sequences)
-        self.flops += training_flops(self.model, sequences)
+    def add(self, pairs: Sequence[EncodedPair]) -> None:
+        """Of a pair's tokens the prompt counts once."""
+        for pair in pairs:
+            self.tokens += len(pair.prompt) + len(pair.chosen) + len(pair.rejected or [])
+        self.flops += training_flops(self.model, pairs)
 
     def metrics(self) -> dict[str, str]:
         seconds = time.time() - self.started
@@ -40,19 +43,23 @@ class Throughput:
         return shown
 
 
-def training_flops(model: Llama, sequences: Sequence[tuple[list[int], list[int]]]) -> float:
-    """Floating point operations of (prompt, response) sequences, forward and backward.
+def training_flops(model: Llama, pairs: Sequence[EncodedPair]) -> float:
+    """Floating point operations that pairs need, forward and backward.
 
     As is customary, 6 per weight and token, the vocabulary projection on response tokens alone.
-    Attention takes two products of T²/2 · n_heads · head_dim multiplications a layer, three times.
-    What activation checkpointing does twice counts once.
+    Attention takes two products of n_heads · head_dim multiplications for each token that a token
+    sees, T²/2 in a text of T, in each layer, three times. A pair's prompt counts once, and so does
+    what activation checkpointing does twice.
     """
     config = model.config
     blocks = sum(p.numel() for p in model.model.layers.parameters())
     head = config.vocab_size * config.hidden_size
     width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
     flops = 0.0
-    for prompt, response in sequences:
-        length = len(prompt) + len(response)
-        flops += 6 * blocks * length + 6 * head * len(response) + 6 * width * length**2
+    for pair in pairs:
+        n_prompt = len(pair.prompt)
+        flops += 6 * blocks * n_prompt + 6 * width * n_prompt**2
+        for response in (pair.chosen, pair.rejected or []):
+            seen = (n_prompt + len(response)) ** 2 - n_prompt**2
+            flops += 6 * (blocks + head) * len(response) + 6 * width * seen
     return flops

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHAPES, random_llama, some_tokens
 
-from model import attention_lse, attention_lse_formula
+from common.attention import attention_lse, attention_lse_formula
 from sample import prefill
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import random_llama, tiny_config
 
-from model import collate, token_logps
+from common.packing import PackedTokens, collate
+from model import token_logps
 from scpo import EncodedPair, encode_pair, nll_loss, pair_logps, pair_metrics, scpo_loss
 from tasks.chat import ChatTokenizer
 
@@ -141,10 +142,25 @@ def test_token_logps_of_bfloat16_logits_are_worked_out_in_float32():
 
 def test_response_mask_comes_from_lengths_and_includes_eos():
     eos = 0  # also the value of the padding: it must not matter
-    tokens, response_mask = collate([([5, 6], [7, 8, eos]), ([5], [9, eos])])
+    tokens, prompt_mask, response_mask = collate([([5, 6], [7, 8, eos]), ([5], [9, eos])])
     assert tokens.tolist() == [[5, 6, 7, 8, 0], [5, 9, 0, 0, 0]]
-    assert response_mask.tolist() == [[False, False, True, True, True],
-                                      [False, True, True, False, False]]
+    assert prompt_mask.int().tolist() == [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]
+    assert response_mask.int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
+
+
+def test_tokens_are_packed_without_padding_and_with_each_prompt_once():
+    """Two pairs: prompts ab and c, chosen de and f, rejected g and hij."""
+    texts = [("ab", "de"), ("c", "f"), ("ab", "g"), ("c", "hij")]
+    rows = []
+    for prompt, response in texts:
+        rows.append(([ord(token) for token in prompt], [ord(token) for token in response]))
+    tokens, prompt_mask, response_mask = collate(rows)
+    packed = PackedTokens(prompt_mask, response_mask, n_prompts=2)
+    kept = tokens.flatten()[packed.index]
+    assert "".join(map(chr, kept)) == "abdecfghij"
+    assert packed.begin_pass(10).tolist() == [[0, 1, 2, 3, 0, 1, 2, 1, 2, 3]]
+    real = prompt_mask | response_mask
+    assert torch.equal(kept[packed.number][real], tokens[real])
 
 
 # --------------------------------------------------------------------------------------------

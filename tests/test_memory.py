@@ -11,9 +11,10 @@ from conftest import ROOT, SHIPPED, random_llama, run, tiny_config
 
 import bench.memory
 import train
-from bench.memory import memory, saved_bytes
+from bench.memory import memory, packed_pairs, saved_bytes
 from common.throughput import Throughput, training_flops
 from model import Config, Llama
+from scpo import EncodedPair
 
 LLAMA3_8B = tiny_config(
     vocab_size=128256,
@@ -90,8 +91,9 @@ def test_activation_checkpointing_keeps_less_than_a_tenth():
 def test_saved_bytes_are_those_that_a_real_block_keeps():
     hf_config = tiny_config(hidden_size=64, intermediate_size=160)
     model = random_llama(hf_config)
-    x = torch.randn(2, 24, 64, requires_grad=True)
-    angle = torch.randn(1, 24, 1, 8)
+    packed = packed_pairs(2, prompt=6, response=9)  # of 2 · (6 + 2 · 9) tokens
+    x = torch.randn(1, 48, 64, requires_grad=True)
+    angle = torch.randn(1, 48, 1, 8)
     kept = {}
 
     def keep(tensor):
@@ -99,11 +101,11 @@ def test_saved_bytes_are_those_that_a_real_block_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.model.layers[0](x, (angle, angle), None, 0)
+        model.model.layers[0](x, (angle, angle), packed, 0)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     measured = sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
-    inside, outside = saved_bytes(model.config, 2, 24, torch.float32)
-    assert outside == 2 * 24 * 64 * 4
+    inside, outside = saved_bytes(model.config, packed, torch.float32)
+    assert outside == 48 * 64 * 4
     assert inside == pytest.approx(measured, rel=0.02)
 
 
@@ -126,20 +128,23 @@ def test_the_budget_agrees_with_the_memory_tracker_of_pytorch(ranks, more):
 # Speed
 
 
-def test_flops_of_one_sequence_by_hand():
-    """Six per weight of a block and token, the vocabulary for the two response tokens alone,
-    and T²/2 · n_heads · head_dim multiplications, twice, three times, in two layers."""
+def test_flops_of_a_pair_by_hand():
+    """Six per weight of a block and token, the vocabulary for the three response tokens alone.
+
+    And n_heads · head_dim multiplications for what a token sees, twice, three times, in two layers:
+    3² / 2 in the prompt, (5² - 3²) / 2 and (4² - 3²) / 2 in the responses.
+    """
     model = on_meta(tiny_config())
     blocks = sum(p.numel() for p in model.model.layers.parameters())
-    attention = 2 * (3 * (2 * 2 * 5**2 / 2 * 32))
-    flops = training_flops(model, [([1, 2, 3], [4, 5])])
-    assert flops == 6 * blocks * 5 + 6 * 64 * 32 * 2 + attention
+    attention = 2 * (3 * (2 * 2 * (3**2 + 5**2 - 3**2 + 4**2 - 3**2) / 2 * 32))
+    flops = training_flops(model, [EncodedPair([1, 2, 3], [4, 5], [6], 1.0)])
+    assert flops == 6 * blocks * 6 + 6 * 64 * 32 * 3 + attention
 
 
-def test_flops_add_up_over_the_sequences():
+def test_flops_add_up_over_the_pairs():
     model = on_meta(tiny_config())
-    rows = [([1, 2, 3], [4, 5]), ([1], [2, 3, 4])]
-    assert training_flops(model, rows) == sum(training_flops(model, [row]) for row in rows)
+    pairs = [EncodedPair([1, 2, 3], [4, 5], None, 1.0), EncodedPair([1], [2, 3, 4], [5], 1.0)]
+    assert training_flops(model, pairs) == sum(training_flops(model, [pair]) for pair in pairs)
 
 
 def test_throughput_is_tokens_by_seconds(monkeypatch):
@@ -148,7 +153,7 @@ def test_throughput_is_tokens_by_seconds(monkeypatch):
     monkeypatch.setattr("common.throughput.time.time", lambda: clock[0])
     throughput = Throughput(random_llama(tiny_config()))
     for seconds in (102.0, 104.0):
-        throughput.add([([1, 2], [3]), ([1, 2, 3], [4, 5])])
+        throughput.add([EncodedPair([1, 2], [3], None, 1.0), EncodedPair([1, 2], [3], [4, 5], 1.0)])
         clock[0] = seconds
         assert throughput.metrics() == {"tok/s": "4"}  # of a CPU there is no more to tell
 

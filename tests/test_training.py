@@ -14,8 +14,9 @@ import model as model_file
 import train
 from common.distributed import init_distributed
 from common.files import read_jsonl
+from common.packing import collate
 from common.training import load_for_training, summary
-from model import Llama, collate, token_logps
+from model import Llama, token_logps
 from scpo import EncodedPair, encode_pair, pair_logps, sequences
 from tasks.chat import ChatTokenizer
 
@@ -115,14 +116,16 @@ def test_a_response_that_was_cut_off_is_trained_without_eos(tokenizer):
 def test_chunks_of_logits_and_activation_checkpointing_change_no_gradient(tied, monkeypatch):
     """And only response tokens are projected to the vocabulary, a chunk at a time."""
     model = random_llama(tiny_config(tie_word_embeddings=tied)).train()
-    rows = [([1, 2, 3], [4, 5, 6, 7, 1]), ([8, 9], [10, 1]), ([3] * 9, [11, 12, 13])]
-    weights = torch.tensor([1.0, -2.0, 0.5])
-    tokens, response_mask = collate(rows)
+    prompts = [[1, 2, 3], [8, 9], [3] * 9]
+    responses = [[4, 5, 6, 7, 1], [10, 1], [11, 12, 13], [9], [], [4]]
+    rows = list(zip(prompts * 2, responses, strict=True))  # two responses to each prompt
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0, -1.0])
+    tokens, *masks = collate(rows)
     logits = model(tokens)  # the plain way, all at once
     expected = []
     for i, (prompt, response) in enumerate(rows):
         before = logits[i, len(prompt) - 1 : len(prompt) + len(response) - 1]
-        expected.append(token_logps(before, torch.tensor(response)).sum())
+        expected.append(token_logps(before, torch.tensor(response, dtype=torch.long)).sum())
     expected = torch.stack(expected)
     wanted = torch.autograd.grad(expected @ weights, list(model.parameters()))
 
@@ -137,15 +140,15 @@ def test_chunks_of_logits_and_activation_checkpointing_change_no_gradient(tied, 
         monkeypatch.setattr(model_file, "LOGITS_CHUNK", chunk)
         model.model.activation_checkpointing = checkpointing
         shapes.clear()
-        logps = model.response_logps(tokens, response_mask)
+        logps = model.response_logps(tokens, *masks, n_prompts=3)
         torch.testing.assert_close(logps, expected)
         gradients = torch.autograd.grad(logps @ weights, list(model.parameters()))
         for ours, theirs in zip(gradients, wanted):
             torch.testing.assert_close(ours, theirs)
         for shape in shapes:
             assert len(shape) == 2 and shape[0] <= chunk  # (N, hidden_size), never (B, T, …)
-        # the ten response tokens, and, where they are several chunks, again in the backward pass
-        assert sum(shape[0] for shape in shapes) == (10 if chunk >= 10 else 2 * 10)
+        # the twelve response tokens, and, where they are several chunks, again in the backward pass
+        assert sum(shape[0] for shape in shapes) == (12 if chunk >= 12 else 2 * 12)
 
 
 # --------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from common.cli import ArgumentParser, run_script
 from common.options import load_checkpoint
+from common.packing import collate
 from common.reward_model import RewardModel, one_turn, reward_responses
-from model import Config, Llama, collate
+from model import Config, Llama
 from sample import SamplingParams, answer_problems
 from tasks.chat import ChatTokenizer
 from tasks.task import Task
@@ -74,7 +75,8 @@ def train(model: RewardModel, pairs: list[tuple], args: Namespace, rng: random.R
     n_steps = len(order) // args.batch
     for step in tqdm(range(n_steps), f"{len(pairs)} pairs", disable=None):
         batch = [pairs[i] for i in order[step * args.batch : (step + 1) * args.batch]]
-        tokens, response_mask = collate([pair[0] for pair in batch] + [pair[1] for pair in batch])
+        rows = [pair[0] for pair in batch] + [pair[1] for pair in batch]
+        tokens, _, response_mask = collate(rows)
         closes = response_mask.int().argmax(1) - 1  # (2B,)
         ends = closes + response_mask.sum(1)  # (2B,)
         right, wrong = model(tokens, closes, ends).chunk(2)  # (B,) each

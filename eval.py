@@ -27,7 +27,7 @@ from sample import GREEDY, SamplingParams, answer_problems
 from tasks.chat import ChatTokenizer
 from tasks.task import Task, gold_answer, normalize_gold, read_problems
 from tasks.zebralogic.puzzle import is_easy, right_cells
-from vote import ended_flags, extract_answer, response_answers
+from vote import extract_answer, response_answers, ended_flags
 
 # Random numbers come from (seed, round, what for), here the same for every model: round 0, and
 # what for = 4, since train.py has 1 to 3.

@@ -38,61 +38,26 @@ from torch.distributed.tensor import DTensor
 
 from common.checks import check_inputs, fits_context
 from common.cli import ArgumentParser, InputError, printable, run_script
-from common.distributed import (
-    all_gather_dict,
-    all_reduce,
-    farewell,
-    init_distributed,
-    leave,
-    micro_batches_of_rank,
-    on_main,
-    progress_bar,
-    world_size,
-)
+from common.distributed import (all_gather_dict, all_reduce, farewell, init_distributed, leave,
+                                on_main, progress_bar, micro_batches_of_rank, world_size)
 from common.files import remove, sampled_ids, write_json
 from common.journal import Journal
-from common.options import (
-    add_run_options,
-    add_sampling_options,
-    add_training_options,
-    load_checkpoint,
-    parse_args,
-    usable_device,
-)
+from common.options import (add_run_options, add_sampling_options, add_training_options,
+                            load_checkpoint, parse_args, usable_device)
 from common.reward_model import make_rewards
 from common.runs import OF_TRAINING, Run, open_run, per_round, write_results
 from common.selection import best_epoch, score_epochs
 from common.throughput import Throughput
-from common.training import (
-    caught_signals,
-    check_metrics,
-    check_pairs,
-    free_memory,
-    load_for_training,
-    restart_if_models_are_gone,
-    restore_checkpoint,
-    save_checkpoint,
-    save_model,
-    summary,
-)
+from common.training import (caught_signals, check_metrics, check_pairs, free_memory,
+                             load_for_training, restart_if_models_are_gone, restore_checkpoint,
+                             save_checkpoint, save_model, summary)
 from eval import evaluate_checkpoint, score, table, warn_of_collapse
 from model import Llama
 from sample import SamplingParams, answer_problems, write_problems
-from scpo import (
-    EncodedPair,
-    NoPair,
-    encode_pair,
-    gold_pair,
-    is_unanimous,
-    most_consistent,
-    pair_logps,
-    pair_metrics,
-    pair_weight,
-    reward_pair,
-    scpo_pair,
-)
+from scpo import (EncodedPair, NoPair, encode_pair, gold_pair, is_unanimous,
+                  most_consistent, pair_logps, pair_metrics, pair_weight, reward_pair, scpo_pair)
 from tasks.task import Task, read_golds, read_problems, unlabeled
-from vote import count_votes, ended_flags, response_answers, show_pair, show_votes
+from vote import (count_votes, ended_flags, response_answers, show_pair, show_votes)
 
 # Random numbers come from (seed, round, what for). Pairs are drawn by the text SEED/ROUND/ID.
 WRITING, ANSWERING, SHUFFLING = 1, 2, 3

@@ -32,7 +32,7 @@ import eval as evaluation
 import sample
 import train
 import vote
-from common.cli import ArgumentParser, InputError, integer, path_name, run_script
+from common.cli import ArgumentParser, InputError, path_name, integer, run_script
 from common.files import write_json, write_jsonl
 from common.options import add_sampling_options
 from model import Llama

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
 FREE_SPACE = "; free some space, then the same command goes on"
 

@@ -24,16 +24,8 @@ from typing import Any
 
 from common.cli import InputError, printable
 from common.distributed import on_main, rank
-from common.files import (
-    locked,
-    read_json,
-    read_jsonl,
-    remove,
-    sampled_ids,
-    write_json,
-    write_jsonl,
-    wrong_with_stage,
-)
+from common.files import (locked, read_json, read_jsonl, remove, sampled_ids, write_json,
+                          write_jsonl, wrong_with_stage)
 from tasks.task import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent

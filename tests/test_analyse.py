@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 
 from bench import analyse
-from bench.analyse import (
-    order_shares,
-    pair_quality,
-    paired_difference,
-    somers_d,
-    votes_and_accuracy,
-)
+from bench.analyse import (order_shares, pair_quality, paired_difference, somers_d,
+                           votes_and_accuracy)
 from common.cli import InputError, run_script
 from common.files import write_jsonl
 

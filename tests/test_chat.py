@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import BOS, EOS, MODELS, needs_models, random_llama, tiny_config, toy_tokenizer
+from conftest import (BOS, EOS, MODELS, needs_models, random_llama, tiny_config,
+                      toy_tokenizer)
 
 from common.cli import InputError
 from common.options import load_checkpoint

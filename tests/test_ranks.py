@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHIPPED, SMALL, digest, family_config, random_llama, run, stage_files
+from conftest import (ROOT, SHIPPED, SMALL, digest, family_config, random_llama, run,
+                      stage_files)
 from safetensors.torch import load_file
 
 import sample

@@ -10,16 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import (
-    ROOT,
-    SMALL,
-    delete,
-    interrupted_at,
-    run,
-    run_interrupted,
-    snapshot,
-    stage_files,
-)
+from conftest import (ROOT, SMALL, delete, interrupted_at, run, run_interrupted, snapshot,
+                      stage_files)
 
 import common.files
 import train

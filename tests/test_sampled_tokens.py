@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, random_llama, run, tiny_config
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import (Tokenizer, decoders, models, normalizers, pre_tokenizers, processors,
+                        trainers)
 
 import eval as evaluation
 import sample

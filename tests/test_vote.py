@@ -7,7 +7,8 @@ import pytest
 
 import vote
 from common.cli import InputError
-from vote import count_votes, extract_answer, is_equiv, normalize, response_answers, show_votes
+from vote import (count_votes, extract_answer, is_equiv, normalize, response_answers,
+                  show_votes)
 
 ROW = {"id": "a", "question": "How many?", "responses": ["#### 4", "#### 4.0", "#### 5", "hm"]}
 

@@ -85,14 +85,14 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """tokens (B, T) → hidden states (B, T, hidden_size).
 
-        With a cache, the first call reads the prompts, (P, T), and each later one the next token
-        of every row, (R, 1).
+        With a KVCache, the first call reads the prompts, (P, T), and each later one the next token
+        of every row, (R, 1). With PackedTokens, tokens are (1, N).
         """
         x = self.embed_tokens(tokens)  # (B, T, hidden_size)
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, T)
         else:
-            positions = cache.begin_pass(tokens.shape[1])  # (1, T), then (R, 1)
+            positions = cache.begin_pass(tokens.shape[1])  # as the tokens, or (1, T) for all rows
         rope = rope_table(positions, self.config, x.dtype)
         for layer, block in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -297,7 +297,7 @@ class KVCache:
         self.place(prompt_of_row)
 
 
-Cache = KVCache | PackedTokens
+Cache = KVCache | PackedTokens  # what attention may look at, if not at the row it is in
 
 # --------------------------------------------------------------------------------------------
 # The language model

@@ -10,6 +10,7 @@ In the comments on shapes
     P  prompts of a cache    R  rows that continue them: k for each prompt, less those dropped
     n_heads, n_kv_heads  num_attention_heads, num_key_value_heads; heads  either of them
     group  query heads of a key/value head    places  the most rows of one prompt
+    M  tokens of a training batch, packed
 and what else is not spelled out is a field of Config.
 """
 
@@ -86,7 +87,7 @@ class Transformer(nn.Module):
         """tokens (B, T) → hidden states (B, T, hidden_size).
 
         With a KVCache, the first call reads the prompts, (P, T), and each later one the next token
-        of every row, (R, 1). With PackedTokens, tokens are (1, N).
+        of every row, (R, 1). With PackedTokens, tokens are (1, M).
         """
         x = self.embed_tokens(tokens)  # (B, T, hidden_size)
         if cache is None:
@@ -336,7 +337,7 @@ class Llama(PreTrained):
         and the logits of LOGITS_CHUNK of them at most exist at once, in the backward pass too.
         """
         packed = PackedTokens(prompt_mask, response_mask, n_prompts)
-        hidden = self.model(tokens.flatten()[packed.index][None], packed)[0]
+        hidden = self.model(tokens.flatten()[packed.index][None], packed)[0]  # (M, hidden_size)
         row, position = response_mask.nonzero(as_tuple=True)  # (N,) each
         before = hidden[packed.number[row, position - 1]]  # (N, hidden_size), which predict these
         logps = self.chunked_logps(before, tokens[row, position])  # (N,)

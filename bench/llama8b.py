@@ -98,7 +98,7 @@ class Countable(Llama):
     """`response_logps` as a forward pass without a look at values: all prompts are as long."""
 
     def forward(self, tokens: torch.Tensor, packed: PackedTokens, responses: int) -> torch.Tensor:
-        hidden = self.model(tokens, packed)[0]  # (N, hidden_size)
+        hidden = self.model(tokens, packed)[0]  # (M, hidden_size)
         return self.chunked_logps(hidden[:responses], tokens[0, :responses])  # (responses,)
 
     def to_empty(self, *, device: torch.device) -> Self:

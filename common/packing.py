@@ -1,6 +1,6 @@
 """How the texts of a training batch lie in tensors: padded rows, or packed without padding.
 
-In the comments on shapes, B are the rows, T the longest one, N the tokens that are computed.
+In the comments on shapes, B are the rows, T the longest one, M the tokens that are computed.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def collate(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
 class PackedTokens:
     """The tokens of a training batch without padding, and a prompt that two rows share only once.
 
-    All layers work on these N tokens. Only attention lays them out in rows, and packs what comes of
+    All layers work on these M tokens. Only attention lays them out in rows, and packs what comes of
     it again. This stands where a model.KVCache does, and keeps no keys.
     """
 
@@ -38,22 +38,22 @@ class PackedTokens:
         """The masks (B, T) of `collate`. Row i + n_prompts has the same prompt as row i."""
         row = torch.arange(len(prompt_mask), device=prompt_mask.device)  # (B,)
         packed = response_mask | prompt_mask & (row < n_prompts)[:, None]  # (B, T)
-        self.index = packed.flatten().nonzero()[:, 0]  # (N,): where a packed token is in B · T
-        number = packed.flatten().cumsum(0).view_as(packed) - 1  # (B, T): which of the N it is
+        self.index = packed.flatten().nonzero()[:, 0]  # (M,): where a packed token is in B · T
+        number = packed.flatten().cumsum(0).view_as(packed) - 1  # (B, T): which of the M it is
         self.number = torch.where(prompt_mask, number[row % n_prompts], number)  # padding: any
 
     def begin_pass(self, n_tokens: int) -> Tensor:
-        """The positions (1, N) of the packed tokens."""
+        """The positions (1, M) of the packed tokens."""
         return self.index[None] % self.number.shape[1]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (1, n_heads, N, head_dim), k and v with n_kv_heads → as q."""
+        """q (1, n_heads, M, head_dim), k and v with n_kv_heads → as q."""
         q, k, v = self.by_row(q), self.by_row(k), self.by_row(v)  # (B, heads, T, head_dim) each
         # Attention is causal, so the padding on the right reaches no token.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return y.transpose(1, 2).flatten(0, 1).index_select(0, self.index).transpose(0, 1)[None]
 
     def by_row(self, x: Tensor) -> Tensor:
-        """(1, heads, N, head_dim) → (B, heads, T, head_dim)."""
+        """(1, heads, M, head_dim) → (B, heads, T, head_dim)."""
         rows = x[0].transpose(0, 1).index_select(0, self.number.flatten())  # (B · T, heads, …)
         return rows.unflatten(0, self.number.shape).transpose(1, 2)

@@ -1,9 +1,10 @@
-"""Which settings fit on your GPUs: the table of bench/README.md, computed from the budget.
+"""Which settings fit on your GPUs: two tables of bench/README.md, computed from the budget.
 
-    python bench/fits.py            # prints it, and writes it between its marks in bench/README.md
+    python bench/fits.py      # prints them, and writes them between their marks in bench/README.md
 
-For each model and size of GPU the fewest GPUs that train it and sample from it. The numbers are
-those of `train.py --dry-run` on GSM8K; nothing is measured.
+For each model and size of GPU the fewest GPUs that train it and sample from it; and for Llama-3 8B
+what each of some GPUs needs. The numbers are those of `train.py --dry-run` on GSM8K; nothing is
+measured.
 """
 
 import sys
@@ -18,6 +19,7 @@ from bench.memory import CUDA_CONTEXT, memory
 from bench.report import replace_block
 from common.cli import ArgumentParser, run_script
 from common.files import write_text
+from common.throughput import GIB
 from model import Config, Llama
 
 PROMPT, RESPONSE, BATCH_SIZE = 242, 512, 16  # tokens of GSM8K's longest prompt; pairs of a step
@@ -104,12 +106,36 @@ def show(ranks: int, again: bool, micro_batch_size: int, max_num_seqs: int) -> s
     return f"{gpus}: {micro_batch_size}{' AC' if again else ''}, {max_num_seqs}"
 
 
+WAYS_OF_8B = {  # of training it: the options, micro-batch and activation checkpointing
+    "`--activation-checkpointing --micro-batch-size 1`": (1, True),
+    "`--activation-checkpointing`": (8, True),
+    "`--micro-batch-size 1`": (1, False),
+    "neither": (8, False),
+}
+
+
+def table_of_8b() -> str:
+    """GiB of each GPU at the peak of the training."""
+    model, counts = on_meta(MODELS["Llama-3-8B"]), (*COUNTS, 16)
+    lines = ["| | 1 GPU | " + " | ".join(map(str, counts[1:])) + " |",
+             "|---|" + "---|" * len(counts)]
+    for name, (micro_batch, again) in WAYS_OF_8B.items():
+        cells = [name]
+        for ranks in counts:
+            need = budget(model, ranks, micro_batch, MAX_NUM_SEQS[0], again)["training, at most"]
+            cells.append(f"{need / GIB:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     ArgumentParser(__doc__).parse_args()
-    path, block = ROOT / "bench/README.md", table()
+    path = ROOT / "bench/README.md"
     text = path.read_text(encoding="utf-8")
-    write_text(path, replace_block(text, "fits", block, "bench/README.md"))
-    print(block)
+    for name, block in (("fits", table()), ("8b", table_of_8b())):
+        text = replace_block(text, name, block, "bench/README.md")
+        print(f"{block}\n")
+    write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ def test_the_table_is_what_the_script_prints(name):
     assert text.count(f"\n{fits.line(name)}\n") == 1
 
 
+def test_the_table_of_the_8b_is_what_the_script_prints():
+    assert fits.table_of_8b() in (ROOT / "bench/README.md").read_text(encoding="utf-8")
+
+
 def test_settings_fit_and_one_gpu_less_does_not():
     model, room = fits.on_meta(fits.MODELS["Llama-3-8B"]), 77e9
     ranks, again, micro_batch, rows = fits.settings(model, room)

@@ -46,14 +46,16 @@ def votes_page(title: str, models: dict[str, list[dict]], pairs: list[dict], tas
         for name, row in zip(models, rows):
             votes, column = answer_groups(row, marks[str(row["id"])], task)
             shares.append(f"{max(votes)} of {len(votes)}")
-            columns.append(f"<div><h3>{escape(name)}</h3>{column}</div>")
+            heading = f"<h3>{escape(name)}</h3>" if len(models) > 1 else ""
+            columns.append(f"<div>{heading}{column}</div>")
         problems.append(
             f"<details><summary><span class=votes>{' → '.join(shares)}</span>"
             f"{escape(str(rows[0].get('question') or rows[0]['id']))}</summary>"
             f"<div class=columns>{''.join(columns)}</div></details>")
     return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
             f"<style>{STYLE}</style><h1>{escape(title)}</h1><p>{len(problems)} problems; at the "
-            f"right the votes of the most consistent answer.</p>{''.join(problems)}</html>\n")
+            f"right the votes of the most consistent answer. Right answers are green, where they "
+            f"are known.</p>{''.join(problems)}</html>\n")
 
 
 def answer_groups(row: dict, marks: dict[int, str], task: str) -> tuple[list[int], str]:
@@ -69,11 +71,11 @@ def answer_groups(row: dict, marks: dict[int, str], task: str) -> tuple[list[int
         shown.append(f"<h4{gold}>{len(members)} × {escape(name)}</h4>")
         for i in members:
             mark = f"<b class={marks[i]}>{marks[i]} </b>" if i in marks else ""
-            shown.append(f"<p>{mark}{escape(row['responses'][i])}</p>")
+            shown.append(f"<p>{mark}{escape(row['responses'][i].strip())}</p>")
     for i, text in enumerate(row.get("extra_responses", []), len(answers)):
         if i in marks:
             shown.append(f"<h4>of the hotter ones</h4><p><b class={marks[i]}>{marks[i]} </b>"
-                         f"{escape(text)}</p>")
+                         f"{escape(text.strip())}</p>")
     return votes, "".join(shown)
 
 
@@ -92,7 +94,7 @@ def main() -> None:
         if not models:
             raise InputError(f"{path}: has no M*/eval_responses.jsonl; give a run or a file")
     else:
-        models = {path.parent.name or path.name: read_responses(path)}
+        models = {path.name: read_responses(path)}
         if path.with_name("pairs.jsonl").exists():
             pairs = read_jsonl(path.with_name("pairs.jsonl"))
     write_text(Path(args.out), votes_page(str(path), models, pairs, args.task))

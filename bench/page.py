@@ -23,6 +23,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a7d2a; --bad: #b3372f }
 @media (prefers-color-scheme: dark) { :root { --good: #7fce7f; --bad: #ff9a90 } }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere }
 details { border-top: 1px solid var(--line); padding: .5rem 0 }
 summary { cursor: pointer }
 .columns { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 1.5rem }
@@ -52,7 +53,9 @@ def votes_page(title: str, models: dict[str, list[dict]], pairs: list[dict], tas
             f"<details><summary><span class=votes>{' → '.join(shares)}</span>"
             f"{escape(str(rows[0].get('question') or rows[0]['id']))}</summary>"
             f"<div class=columns>{''.join(columns)}</div></details>")
-    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
+    return (f"<!doctype html><html lang=en><meta charset=utf-8>"
+            "<meta name=viewport content='width=device-width'>"
+            f"<title>{escape(title)}</title>"
             f"<style>{STYLE}</style><h1>{escape(title)}</h1><p>{len(problems)} problems; at the "
             f"right the votes of the most consistent answer. Right answers are green, where they "
             f"are known.</p>{''.join(problems)}</html>\n")

@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         """tokens (B, T) → hidden states (B, T, hidden_size).
 
         With a KVCache, the first call reads the prompts, (P, T), and each later one the next token
-        of every row, (R, 1). With PackedTokens, tokens are (1, M).
+        of every row, (R, 1). In training PackedTokens stand in its place, and tokens are (1, M).
         """
         x = self.embed_tokens(tokens)  # (B, T, hidden_size)
         if cache is None:
@@ -298,7 +298,7 @@ class KVCache:
         self.place(prompt_of_row)
 
 
-Cache = KVCache | PackedTokens  # what attention may look at, if not at the row it is in
+Cache = KVCache | PackedTokens  # what knows the positions of tokens, and what each may look at
 
 # --------------------------------------------------------------------------------------------
 # The language model
@@ -333,13 +333,14 @@ class Llama(PreTrained):
         """log p(response | prompt) of each row, in nats, summed over its tokens: (B,) fp32.
 
         tokens and masks (B, T) are those of `collate`; row i + n_prompts has the same prompt as row
-        i, which is computed once for both. Only response tokens are projected to the vocabulary,
-        and the logits of LOGITS_CHUNK of them at most exist at once, in the backward pass too.
+        i, which is computed once for both (in a KVCache such rows are neighbours). Only response
+        tokens are projected to the vocabulary, and the logits of LOGITS_CHUNK of them at most
+        exist at once, in the backward pass too.
         """
         packed = PackedTokens(prompt_mask, response_mask, n_prompts)
-        hidden = self.model(tokens.flatten()[packed.index][None], packed)[0]  # (M, hidden_size)
+        hidden = self.model(tokens.flatten()[packed.place_of][None], packed)[0]  # (M, hidden_size)
         row, position = response_mask.nonzero(as_tuple=True)  # (N,) each
-        before = hidden[packed.number[row, position - 1]]  # (N, hidden_size), which predict these
+        before = hidden[packed.token_at[row, position - 1]]  # (N, hidden_size), which predict these
         logps = self.chunked_logps(before, tokens[row, position])  # (N,)
         sums = torch.zeros(len(tokens), device=tokens.device)  # (B,)
         return sums.index_add(0, row, logps)

@@ -95,11 +95,15 @@ def compare(args: Namespace, model: Llama, found: float, how: str) -> str:
 
 
 class Countable(Llama):
-    """`response_logps` as a forward pass without a look at values: all prompts are as long."""
+    """`response_logps` as a forward pass without a look at values.
+
+    Which tokens are projected to the vocabulary does not matter to memory, only how many.
+    """
 
     def forward(self, tokens: torch.Tensor, packed: PackedTokens, responses: int) -> torch.Tensor:
         hidden = self.model(tokens, packed)[0]  # (M, hidden_size)
-        return self.chunked_logps(hidden[:responses], tokens[0, :responses])  # (responses,)
+        before = hidden[:responses].clone()  # (responses, hidden_size)
+        return self.chunked_logps(before, tokens[0, :responses])  # (responses,)
 
     def to_empty(self, *, device: torch.device) -> Self:
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -121,7 +125,7 @@ def pretend_step(args: Namespace, folder: Path) -> None:
                 tracker.reset_mod_stats()
                 last = i + 1 == args.micro_batches
                 model.set_requires_gradient_sync(args.pretend == 1 or last)
-                tokens = torch.zeros(1, len(packed.index), dtype=torch.long)
+                tokens = torch.zeros(1, len(packed.place_of), dtype=torch.long)
                 model(tokens, packed, rows * args.response).sum().backward()
         snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
     held = sum(snapshot.values()) / 2  # it has kinds, and their total

@@ -176,7 +176,7 @@ def saved_bytes(config: Config, packed: PackedTokens, dtype: torch.dtype) -> tup
         weights = {}
         for name, p in block.named_parameters():
             weights[name] = p.detach().to(dtype).requires_grad_()
-        n_tokens = len(packed.index)
+        n_tokens = len(packed.place_of)
         shape = (1, n_tokens, config.hidden_size)
         x = torch.empty(shape, dtype=dtype, requires_grad=True)
         angle = torch.empty(1, n_tokens, 1, config.head_dim // 2, dtype=dtype)

@@ -34,12 +34,13 @@ ONLY_NAMES = ("model", "problems", "test", "dev", "answers", "writer", "reward_m
 
 
 def describe(folder: Path, problems: str) -> dict:
-    """The numbers of a run. Raises InputError if it is not finished."""
+    """The numbers of a run. Raises InputError if it is not finished, or not evaluated."""
     options, results = read_json(folder / "options.json"), read_json(folder / "results.json")
-    if not results:
-        raise InputError(f"{folder}: has no results.json; finish the run first")
+    if not results or not all("greedy" in scores for scores in results.values()):
+        raise InputError(f"{folder}: has no results.json with the scores of all models; finish the "
+                         "run first, with --test and without --no-eval")
     task = Task.load(options["task"])
-    golds = read_golds(read_problems(problems, task), task, problems, "--problems")
+    golds = read_golds(read_problems(problems, task), task, None, "--problems")
     run = {"options": changed_options(options), "hours": hours(folder), "models": {}, "rounds": {}}
     for name, scores in results.items():
         rows = read_jsonl(folder / name / "eval_responses.jsonl")
@@ -76,6 +77,8 @@ def verdicts(rows: list[dict], task: str) -> dict[str, list]:
     columns = {"id": [], "greedy": [], "self_consistency": [], "greedy_words": []}
     for row in rows:
         scores = score_row(row, task)
+        if scores["greedy"] is None:  # nobody knows the answer
+            continue
         columns["id"].append(row["id"])
         for name in ("greedy", "self_consistency"):
             columns[name].append(int(scores[name]))
@@ -191,7 +194,11 @@ def main() -> None:
     parser.add_argument("--out", help="a file to keep the numbers in")
     args = parser.parse_args()
     check_out(args.out)
-    runs = {Path(folder).name: describe(Path(folder), args.problems) for folder in args.runs}
+    runs = {}
+    for folder in map(Path, args.runs):
+        if folder.name in runs:
+            raise InputError(f"{folder}: two runs have this name; rename one of the folders")
+        runs[folder.name] = describe(folder, args.problems)
     print(tables(runs))
     if args.out:
         write_jsonl(args.out, [{"name": name, **run} for name, run in runs.items()])

@@ -35,25 +35,29 @@ class PackedTokens:
     """
 
     def __init__(self, prompt_mask: Tensor, response_mask: Tensor, n_prompts: int):
-        """The masks (B, T) of `collate`. Row i + n_prompts has the same prompt as row i."""
+        """The masks (B, T) of `collate`.
+
+        Row i + n_prompts has the same prompt as row i. (In a KVCache such rows are neighbours.)
+        """
         row = torch.arange(len(prompt_mask), device=prompt_mask.device)  # (B,)
         packed = response_mask | prompt_mask & (row < n_prompts)[:, None]  # (B, T)
-        self.index = packed.flatten().nonzero()[:, 0]  # (M,): where a packed token is in B · T
+        self.place_of = packed.flatten().nonzero()[:, 0]  # (M,): where each is in B · T
         number = packed.flatten().cumsum(0).view_as(packed) - 1  # (B, T): which of the M it is
-        self.number = torch.where(prompt_mask, number[row % n_prompts], number)  # padding: any
+        # Padding gets some token's, which does no harm: no gradient comes back from there.
+        self.token_at = torch.where(prompt_mask, number[row % n_prompts], number)  # (B, T)
 
     def begin_pass(self, n_tokens: int) -> Tensor:
         """The positions (1, M) of the packed tokens."""
-        return self.index[None] % self.number.shape[1]
+        return self.place_of[None] % self.token_at.shape[1]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (1, n_heads, M, head_dim), k and v with n_kv_heads → as q."""
         q, k, v = self.by_row(q), self.by_row(k), self.by_row(v)  # (B, heads, T, head_dim) each
         # Attention is causal, so the padding on the right reaches no token.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return y.transpose(1, 2).flatten(0, 1).index_select(0, self.index).transpose(0, 1)[None]
+        return y.transpose(1, 2).flatten(0, 1).index_select(0, self.place_of).transpose(0, 1)[None]
 
     def by_row(self, x: Tensor) -> Tensor:
         """(1, heads, M, head_dim) → (B, heads, T, head_dim)."""
-        rows = x[0].transpose(0, 1).index_select(0, self.number.flatten())  # (B · T, heads, …)
-        return rows.unflatten(0, self.number.shape).transpose(1, 2)
+        rows = x[0].transpose(0, 1).index_select(0, self.token_at.flatten())  # (B · T, heads, …)
+        return rows.unflatten(0, self.token_at.shape).transpose(1, 2)

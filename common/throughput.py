@@ -60,6 +60,6 @@ def training_flops(model: Llama, pairs: Sequence[EncodedPair]) -> float:
         n_prompt = len(pair.prompt)
         flops += 6 * blocks * n_prompt + 6 * width * n_prompt**2
         for response in (pair.chosen, pair.rejected or []):
-            seen = (n_prompt + len(response)) ** 2 - n_prompt**2
-            flops += 6 * (blocks + head) * len(response) + 6 * width * seen
+            twice_seen = (n_prompt + len(response)) ** 2 - n_prompt**2
+            flops += 6 * (blocks + head) * len(response) + 6 * width * twice_seen
     return flops

@@ -156,11 +156,11 @@ def test_tokens_are_packed_without_padding_and_with_each_prompt_once():
         rows.append(([ord(token) for token in prompt], [ord(token) for token in response]))
     tokens, prompt_mask, response_mask = collate(rows)
     packed = PackedTokens(prompt_mask, response_mask, n_prompts=2)
-    kept = tokens.flatten()[packed.index]
+    kept = tokens.flatten()[packed.place_of]
     assert "".join(map(chr, kept)) == "abdecfghij"
     assert packed.begin_pass(10).tolist() == [[0, 1, 2, 3, 0, 1, 2, 1, 2, 3]]
     real = prompt_mask | response_mask
-    assert torch.equal(kept[packed.number][real], tokens[real])
+    assert torch.equal(kept[packed.token_at][real], tokens[real])
 
 
 # --------------------------------------------------------------------------------------------

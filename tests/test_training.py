@@ -113,8 +113,11 @@ def test_a_response_that_was_cut_off_is_trained_without_eos(tokenizer):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_chunks_of_logits_and_activation_checkpointing_change_no_gradient(tied, monkeypatch):
-    """And only response tokens are projected to the vocabulary, a chunk at a time."""
+def test_packing_chunks_of_logits_and_checkpointing_change_no_gradient(tied, monkeypatch):
+    """Each prompt is computed once for its two responses, and no padding is.
+
+    Only response tokens are projected to the vocabulary, a chunk at a time.
+    """
     model = random_llama(tiny_config(tie_word_embeddings=tied)).train()
     prompts = [[1, 2, 3], [8, 9], [3] * 9]
     responses = [[4, 5, 6, 7, 1], [10, 1], [11, 12, 13], [9], [], [4]]
@@ -136,6 +139,8 @@ def test_chunks_of_logits_and_activation_checkpointing_change_no_gradient(tied, 
         return compute_logits(hidden)
 
     monkeypatch.setattr(model, "compute_logits", spy)
+    widths = set()
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: widths.add(args[0].shape[:2]))
     for chunk, checkpointing in ((1024, False), (3, False), (4, True)):
         monkeypatch.setattr(model_file, "LOGITS_CHUNK", chunk)
         model.model.activation_checkpointing = checkpointing
@@ -149,6 +154,7 @@ def test_chunks_of_logits_and_activation_checkpointing_change_no_gradient(tied, 
             assert len(shape) == 2 and shape[0] <= chunk  # (N, hidden_size), never (B, T, …)
         # the twelve response tokens, and, where they are several chunks, again in the backward pass
         assert sum(shape[0] for shape in shapes) == (12 if chunk >= 12 else 2 * 12)
+    assert widths == {(1, 3 + 2 + 9 + 12)}
 
 
 # --------------------------------------------------------------------------------------------

@@ -370,6 +370,32 @@ def sampling_table(rows: dict) -> str:
     return "\n".join([*table, "", *machines(rows)])
 
 
+def llamacpp_table(rows: dict) -> str:
+    """Tokens per second beside llama.cpp's engine, from bench/llamacpp.py."""
+    table = ["| a shared prompt | llama.cpp, tok/s | here | ratio |", "|---|---|---|---|"]
+    for row in rows.values():
+        table.append(
+            f"| {MEASURED[row['model']]}, {row['dtype']}, {row['prompt']} tokens, "
+            f"{row['rows']} rows of {row['max_new_tokens']} | {row['rates'][row['best']]:,.0f} "
+            f"({row['best']}) | {row['rates']['ours']:,.0f} | {row['ratio']:.1f} |")
+    return "\n".join([*table, "", *machines(rows)])
+
+
+def growth_table(rows: dict) -> str:
+    """Seconds and memory of sampling by problems and k, from bench/growth.py."""
+    table = ["| | problems × k | seconds | ms per response | GiB | cache of 8 problems: prompts, "
+             "MiB | rows, MiB |", "|---|---|---|---|---|---|---|"]
+    for group in rows.values():
+        for row in group["rows"]:
+            n_responses = row["problems"] * row["k"]
+            table.append(
+                f"| {MEASURED[group['model']]} | {row['problems']} × {row['k']} | "
+                f"{row['seconds']:.1f} | {1000 * row['seconds'] / n_responses:.2f} | "
+                f"{row['gib']:.2f} | {row['cache_mib']['prompts']:.1f} | "
+                f"{row['cache_mib']['rows']:.1f} |")
+    return "\n".join([*table, "", *machines(rows)])
+
+
 def training_table(rows: dict) -> str:
     """Seconds and memory of a step beside TRL, from bench/training.py."""
     if not rows:
@@ -414,6 +440,8 @@ def files_with_blocks() -> dict[Path, str]:
               ROOT / "bench/README.md": {
                   "robustness": robustness_table(),
                   "sampling": sampling_table(read_json(RESULTS / "sampling.json")),
+                  "llamacpp": llamacpp_table(read_json(RESULTS / "llamacpp.json")),
+                  "growth": growth_table(read_json(RESULTS / "growth.json")),
                   "training": training_table(read_json(RESULTS / "training.json"))}}
     if (RESULTS / "study.jsonl").exists():
         blocks[ROOT / "RESULTS.md"] = study_blocks(read_jsonl(RESULTS / "study.jsonl"))

@@ -86,8 +86,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """tokens (B, T) → hidden states (B, T, hidden_size).
 
-        With a KVCache, the first call reads the prompts, (P, T), and each later one the next token
-        of every row, (R, 1). In training PackedTokens stand in its place, and tokens are (1, M).
+        With a KVCache, the first call reads the prompts, (P, T), and each later one
+        the next token of every row, (R, 1). In training PackedTokens stand in its
+        place, and tokens are (1, M).
         """
         x = self.embed_tokens(tokens)  # (B, T, hidden_size)
         if cache is None:
@@ -187,8 +188,9 @@ def rope_frequencies(config: Config, device: torch.device) -> Tensor:
     even = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)
     frequencies = 1.0 / config.rope["rope_theta"] ** (even / config.head_dim)
     if config.rope["rope_type"] == "llama3":
-        # Llama 3.1 stretched the context. What turned often over the old one stays as it is; what
-        # turned less than low_freq_factor times is slowed down by the factor.
+        # Llama 3.1 stretched the context. What turned often over the old one stays as
+        # it is; what turned less than low_freq_factor times is slowed down by the
+        # factor.
         low, high = config.rope["low_freq_factor"], config.rope["high_freq_factor"]
         turns = config.rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -210,9 +212,9 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens read so far: an argument of the forward pass.
 
-    k rows continue each prompt. They share one copy of its keys and values, which saves k - 1
-    copies in memory and is read once a step for all of them. What a row has generated is its own.
-    All rows are at the same step.
+    k rows continue each prompt. They share one copy of its keys and values, which
+    saves k - 1 copies in memory and is read once a step for all of them. What a row
+    has generated is its own. All rows are at the same step.
     """
 
     def __init__(self, prompt_lengths: Tensor, k: int, max_new_tokens: int):
@@ -266,8 +268,9 @@ class KVCache:
         values[:, :, self.n_generated - 1] = v[:, :, 0]
         keys, values = keys[:, :, : self.n_generated], values[:, :, : self.n_generated]
         grouped = q.reshape(*k.shape[:2], -1, q.shape[-1])  # (R, n_kv_heads, group, head_dim)
-        # No query is masked from another here, so heads of a group that read the same keys, and in
-        # by_prompt the rows of a prompt too, may stand where a sequence of queries would.
+        # No query is masked from another here. So heads of a group, which read the
+        # same keys, may stand where a sequence of queries would, and in by_prompt the
+        # rows of a prompt too.
         own, own_lse = attention_lse(grouped, keys, values)
         shared, shared_lse = attention_lse(self.by_prompt(grouped), *self.prompts[layer], self.bias)
         shared, shared_lse = self.by_row(shared), self.by_row(shared_lse)
@@ -332,10 +335,11 @@ class Llama(PreTrained):
     ) -> Tensor:
         """log p(response | prompt) of each row, in nats, summed over its tokens: (B,) fp32.
 
-        tokens and masks (B, T) are those of `collate`; row i + n_prompts has the same prompt as row
-        i, which is computed once for both (in a KVCache such rows are neighbours). Only response
-        tokens are projected to the vocabulary, and the logits of LOGITS_CHUNK of them at most
-        exist at once, in the backward pass too.
+        tokens and masks (B, T) are those of `collate`. Row i + n_prompts has the
+        same prompt as row i, which is computed once for both. (In a KVCache such
+        rows are neighbours.) Only response tokens are projected to the vocabulary,
+        and the logits of LOGITS_CHUNK of them at most exist at once, in the
+        backward pass too.
         """
         packed = PackedTokens(prompt_mask, response_mask, n_prompts)
         hidden = self.model(tokens.flatten()[packed.place_of][None], packed)[0]  # (M, hidden_size)
@@ -359,6 +363,7 @@ class Llama(PreTrained):
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """log p of each target, in nats: logits (N, vocab_size), targets (N,) → (N,) fp32."""
-    # In fp32: a sum of bf16 log-probs near -300 would move in steps of 2. Cross-entropy is -log p,
-    # and its gradient is one pass over the logits; that of a logsumexp and a gather is several.
+    # In fp32: a sum of bf16 log-probs near -300 would move in steps of 2.
+    # Cross-entropy is -log p, and its gradient is one pass over the logits; that of
+    # a logsumexp and a gather is several.
     return -F.cross_entropy(logits.float(), targets, reduction="none")

@@ -43,8 +43,9 @@ DROP_BELOW = 7 / 8  # share of unfinished rows at which the others are dropped: 
 STOP_FN_EVERY = 8  # tokens between two calls of stop_fn, which decodes the end of every row
 STOP_FN_TOKENS = 40  # last tokens of a response in which a stop string is looked for
 GREEDY = -1  # the number of the sample that is no sample: the likeliest token at every step
-# How many of the likeliest tokens are looked at: 64; 1,024 in rows where 64 hold less than top_p;
-# then all. Of a large vocabulary it is far cheaper to find 64 than 1,024.
+# How many of the likeliest tokens are looked at: 64; 1,024 in rows where 64 hold
+# less than top_p; then all. Of a large vocabulary it is far cheaper to find 64 than
+# 1,024.
 NUCLEUS = (64, 1024)
 
 StopFn = Callable[[list[int]], bool]  # whether these tokens end a response
@@ -86,10 +87,11 @@ def generate(
 ) -> list[list[Response]]:
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
-    stop_ids: tokens that end a response. stop_fn: ends one by its text, which stays in it, with
-    up to 7 tokens more; ChatTokenizer.response_row cuts them.
-    first_sample: the index of the first sample; each index has its own random numbers, and the
-    response with index GREEDY, which comes before 0, has none.
+    stop_ids: tokens that end a response.
+    stop_fn: ends one by its text, which stays in it, with up to 7 tokens more;
+    ChatTokenizer.response_row cuts them.
+    first_sample: the index of the first sample; each index has its own random
+    numbers, and the response with index GREEDY, which comes before 0, has none.
     journal: keeps finished batches on disk, and has those of a run that was stopped.
     desc: names the progress bar. Raises InputError for a prompt that is too long for the model.
     """

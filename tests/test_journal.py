@@ -45,6 +45,12 @@ def journals(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.batches-*"))
 
 
+def interrupt() -> None:
+    """As Ctrl-C does, also where the tests run in the background and ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 # --------------------------------------------------------------------------------------------
 # The scripts
 
@@ -53,7 +59,7 @@ def journals(folder: Path) -> list[Path]:
                          ids=["sample", "eval"])
 @pytest.mark.parametrize("stop, error", [
     (lambda: 1 / 0, ZeroDivisionError),
-    (lambda: signal.raise_signal(signal.SIGINT), SystemExit),
+    (interrupt, SystemExit),
 ], ids=["defect", "SIGINT"])
 def test_finished_batches_are_not_sampled_again(tmp_path, script, n_batches, stop, error):
     with batches() as made:

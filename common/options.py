@@ -105,8 +105,8 @@ def add_training_options(parser: Parser) -> None:
     add("--epochs", type=integer(1), help="passes over a round's pairs (paper: up to 10)")
     add("--batch-size", type=integer(1), help="pairs per optimizer step (paper: 16)")
     add("--micro-batch-size", type=integer(1),
-        help="pairs in memory at once; their gradients add up to the batch's. If not given, 8, "
-        "and 2 on a CPU if the model is larger than the toy")
+        help="pairs in memory at once; their gradients add up to the batch's. If not given, 8; "
+        "on a CPU 2, or 4 in bf16, if the model is larger than the toy")
     add("--max-grad-norm", type=positive, default=1.0, help="gradients are clipped to it")
     add("--activation-checkpointing", action="store_true", help="compute each block again in "
         "the backward pass: a third more time, a fraction of the memory")
@@ -129,12 +129,12 @@ def parse_args(
         parser.set_defaults(**{**defaults, "problems": defaults.get(problems)})
     args = parser.parse_args(argv)
     if getattr(args, "micro_batch_size", 0) is None:
-        args.micro_batch_size = fastest_micro_batch(args.model, args.device)
+        args.micro_batch_size = fastest_micro_batch(args.model, args.device, args.dtype)
     return args
 
 
-def fastest_micro_batch(folder: str | Path | None, device: str) -> int:
-    """Pairs at once: 8, and on a CPU 2 of a model that is larger than the toy.
+def fastest_micro_batch(folder: str | Path | None, device: str, dtype: str) -> int:
+    """Pairs at once: 8, and on a CPU 2 or, in bf16, 4 of a model that is larger than the toy.
 
     There each large tensor is made of new pages of memory, which costs more than a larger product
     saves (`bench/training.py --splits` measures it). The toy is fastest with 8.
@@ -142,7 +142,9 @@ def fastest_micro_batch(folder: str | Path | None, device: str) -> int:
     path = Path(folder or "") / "config.json"
     size = read_json(path).get("hidden_size") if folder else None
     is_small = not isinstance(size, int) or size <= 256
-    return 8 if is_small or usable_device(device).type != "cpu" else 2
+    if is_small or usable_device(device).type != "cpu":
+        return 8
+    return 4 if dtype == "bfloat16" else 2
 
 
 def usable_device(name: str) -> torch.device:

@@ -205,7 +205,7 @@ def test_the_line_is_counted_from_one_with_the_empty_ones(tmp_path, error_of):
 
 @pytest.mark.parametrize("hidden_size, device, given, pairs", [
     (128, "cpu", [], 8), (576, "cpu", [], 2), (576, "meta", [], 8),
-    (576, "cpu", ["--micro-batch-size", "4"], 4),
+    (576, "cpu", ["--dtype", "bfloat16"], 4), (576, "cpu", ["--micro-batch-size", "3"], 3),
 ])
 def test_pairs_at_once_are_few_for_a_real_model_on_a_cpu(
     tmp_path, monkeypatch, hidden_size, device, given, pairs

@@ -57,6 +57,7 @@ KINDS = {
         ("math", r"<think>\boxed{8}</think> I do not know.", "8", False),
         ("gsm8k", r"<think>maybe \boxed{8}", "8", False),
         ("gsm8k", "<think>#### 8</think>\n#### 9", "9", True),
+        ("gsm8k", "#### 9\n<think>or is it 8", "9", True),
     ],
     "another question made up by the model": [
         ("gsm8k", "#### 9\n\nQuestion: Sue has 2.\n#### 2", "9", True),
@@ -68,6 +69,7 @@ KINDS = {
     ],
     "answer tags": [
         ("gsm8k", "3 + 6\n<answer>9</answer>", "9", True),
+        ("gsm8k", "<answer>8</answer> No: <answer>9</answer>", "9", True),
         ("math", "<answer>\n$x+1$\n</answer>", "1+x", True),
     ],
     "a later final answer counts before an earlier box": [

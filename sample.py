@@ -88,8 +88,8 @@ def generate(
     """k responses to each prompt (a list of tokens), in the order of `prompts`.
 
     stop_ids: tokens that end a response.
-    stop_fn: ends one by its text, which stays in it, with up to 7 tokens more;
-    ChatTokenizer.response_row cuts them.
+    stop_fn: ends one by its text, asked every STOP_FN_EVERY tokens; that text and
+    what was drawn behind it stay, and ChatTokenizer.response_row cuts them.
     first_sample: the index of the first sample; each index has its own random
     numbers, and the response with index GREEDY, which comes before 0, has none.
     journal: keeps finished batches on disk, and has those of a run that was stopped.

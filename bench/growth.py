@@ -22,12 +22,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.speed import keep_row, machine
+from bench.speed import add_job_options, keep_row, machine, read_prompts
 from common.cli import ArgumentParser, InputError, integer, run_script
 from common.options import load_checkpoint
 from common.throughput import GIB
 from sample import SamplingParams, generate, prefill
-from tasks.task import Task, read_problems, task_names
+from tasks.task import Task
 
 MIB = 2**20
 
@@ -35,10 +35,7 @@ MIB = 2**20
 def sample(args: Namespace) -> dict:
     """One configuration, in this process. No response ends early: all are as long."""
     model, tokenizer = load_checkpoint(args.model, "auto", "auto", args.dtype)
-    task = Task.load(args.task)
-    prompts = []
-    for problem in read_problems(args.problems, task, args.size):
-        prompts.append(tokenizer.encode_prompt(tokenizer.prompt_for(task, problem)))
+    prompts = read_prompts(args.problems, Task.load(args.task), tokenizer, args.size)
     params = SamplingParams(0.7, 0.9, args.max_new_tokens, args.max_num_seqs)
     generate(model, prompts[:1], args.k, params, seed=[0])  # warms up
     started = time.perf_counter()
@@ -70,19 +67,14 @@ def measure(args: Namespace, size: int, k: int) -> dict:
 
 def options() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
+    add_job_options(parser)
     add = parser.add_argument
-    add("--model", default=str(ROOT / "tasks/toy/model"), help="checkpoint folder")
-    add("--task", default="toy", choices=task_names(), help="whose prompts to read")
-    add("--problems", default=str(ROOT / "tasks/toy/train.jsonl"), help="JSON lines, `question`")
     add("--sizes", type=integer(1), nargs="+", default=[250, 500, 1000], help="problems")
     add("--ks", type=integer(1), nargs="+", default=[4, 8, 16], help="samples of each")
-    add("--max-new-tokens", type=integer(1), default=64, help="of each sample")
     add("--max-num-seqs", type=integer(1), default=512, help="rows decoded at once")
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
     add("--out", help="a JSON file to add the rows to, under --name")
     add("--name", default="toy", help="of the rows in that file")
     add("--size", type=integer(1), help="only so many problems, in this process, with --k")
-    add("--k", type=integer(1), default=8, help="with --size")
     return parser
 
 

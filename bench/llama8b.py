@@ -115,7 +115,7 @@ def pretend_step(args: Namespace, folder: Path) -> None:
     dtype = getattr(torch, args.dtype)
     model = shard(Countable.on_meta(folder), torch.device("cpu"), dtype)
     model.model.activation_checkpointing = args.activation_checkpointing
-    rows = 2 * args.micro_batch_size
+    n_responses = 2 * args.micro_batch_size * args.response  # tokens
     packed = packed_pairs(args.micro_batch_size, args.prompt, args.response)
     with next(model.parameters()).to_local().fake_mode:
         tracker = FSDPMemTracker(model)
@@ -126,7 +126,7 @@ def pretend_step(args: Namespace, folder: Path) -> None:
                 last = i + 1 == args.micro_batches
                 model.set_requires_gradient_sync(args.pretend == 1 or last)
                 tokens = torch.zeros(1, len(packed.place_of), dtype=torch.long)
-                model(tokens, packed, rows * args.response).sum().backward()
+                model(tokens, packed, n_responses).sum().backward()
         snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
     held = sum(snapshot.values()) / 2  # it has kinds, and their total
     moments = 8 * sum(p.numel() for p in model.parameters()) / args.pretend

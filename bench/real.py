@@ -23,6 +23,7 @@ from bench.analyse import bootstrap
 from common.cli import ArgumentParser, InputError, run_script
 from common.files import check_out, read_json, read_jsonl, write_jsonl
 from common.options import parse_args
+from common.training import epoch_means
 from eval import is_correct, percent, score_row
 from tasks.task import Task, read_golds, read_problems
 
@@ -49,7 +50,8 @@ def describe(folder: Path, problems: str) -> dict:
             pairs = read_jsonl(folder / name / "pairs.jsonl")
             log = read_jsonl(folder / name / "log.jsonl")
             run["rounds"][name] = {"pairs": pair_numbers(pairs, golds, options["task"]),
-                                   "steps": len(log), "epochs": first_and_last(log)}
+                                   "steps": len(log), "epochs": [
+                                       epoch_means(log, 0), epoch_means(log, log[-1]["epoch"])]}
     return run
 
 
@@ -108,20 +110,6 @@ def pair_numbers(pairs: list[dict], golds: dict, task: str) -> dict:
             "chosen_accuracy": float(np.mean(chosen)) if chosen else None, "rejected": rejected}
 
 
-def first_and_last(log: list[dict]) -> list[dict]:
-    """Means over the pairs of the first and of the last epoch."""
-    means = []
-    for epoch in (0, log[-1]["epoch"]):
-        lines = [line for line in log if line["epoch"] == epoch]
-        pairs = [line["pairs"] for line in lines]
-        mean = {"epoch": epoch}
-        for name in ("loss", "nll", "margin", "accuracy", "chosen_logp", "rejected_logp"):
-            if name in lines[0]:
-                mean[name] = float(np.average([line[name] for line in lines], weights=pairs))
-        means.append(mean)
-    return means
-
-
 # --------------------------------------------------------------------------------------------
 # From the numbers to tables
 
@@ -173,7 +161,7 @@ def paired(a: dict[str, list], b: dict[str, list], name: str) -> str:
 
 
 def between(runs: dict[str, dict]) -> list[str]:
-    """A line for each run after the first: the first one's M1 less its M1."""
+    """For each run after the first a line: M1 of the first run less M1 of this one."""
     (first, run), *others = runs.items()
     lines = []
     for name, other in others:

@@ -25,23 +25,19 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.speed import keep_row, machine, matrix_limit, sampling_flops
+from bench.speed import (add_job_options, keep_row, machine, matrix_limit, read_prompts,
+                         sampling_flops)
 from common.cli import ArgumentParser, InputError, integer, run_script
 from common.options import load_checkpoint
 from sample import SamplingParams, generate
-from tasks.task import Task, read_problems, task_names
+from tasks.task import Task
 
 
 def options() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
+    add_job_options(parser)
     add = parser.add_argument
-    add("--model", default=str(ROOT / "tasks/toy/model"), help="checkpoint folder")
-    add("--task", default="toy", choices=task_names(), help="whose prompts to read")
-    add("--problems", default=str(ROOT / "tasks/toy/train.jsonl"), help="JSON lines, `question`")
     add("--prompts", type=integer(1), default=64, help="problems, from the start of that file")
-    add("--k", type=integer(1), default=8, help="samples per problem")
-    add("--max-new-tokens", type=integer(1), default=64, help="a longer response is cut off")
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
     add("--batches", type=integer(1), nargs="+", default=[64, 1],
         help="prompts at once in transformers")
     add("--repeats", type=integer(1), default=3, help="measured rounds")
@@ -61,10 +57,7 @@ def main() -> None:
     device, dtype = model.device, getattr(torch, args.dtype)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
     theirs = theirs.eval().to(device)
-    task = Task.load(args.task)
-    prompts = []
-    for problem in read_problems(args.problems, task, args.prompts):
-        prompts.append(tokenizer.encode_prompt(tokenizer.prompt_for(task, problem)))
+    prompts = read_prompts(args.problems, Task.load(args.task), tokenizer, args.prompts)
     params = SamplingParams(0.7, 0.9, args.max_new_tokens, max_num_seqs=args.k * len(prompts))
     stop_ids = torch.tensor(tokenizer.stop_ids, device=device)
     flops = []

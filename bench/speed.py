@@ -7,10 +7,14 @@ from statistics import median
 
 import torch
 
+from common.cli import ArgumentParser, integer
 from common.files import read_json, write_json
 from model import Llama
 from sample import Response
+from tasks.chat import ChatTokenizer
+from tasks.task import Task, read_problems, task_names
 
+ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 2.0  # of products, to measure the limit
 
 
@@ -45,6 +49,25 @@ def sampling_flops(
             n = len(response.tokens)
             flops += 2 * (blocks + head) * n + 4 * width * n * (len(prompt) + n / 2)
     return flops
+
+
+def add_job_options(parser: ArgumentParser) -> None:
+    """Whose prompts a model answers, and how."""
+    add = parser.add_argument
+    add("--model", default=str(ROOT / "tasks/toy/model"), help="checkpoint folder")
+    add("--task", default="toy", choices=task_names(), help="whose prompts to read")
+    add("--problems", default=str(ROOT / "tasks/toy/train.jsonl"), help="JSON lines, `question`")
+    add("--k", type=integer(1), default=8, help="samples per problem")
+    add("--max-new-tokens", type=integer(1), default=64, help="a longer response is cut off")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
+
+
+def read_prompts(path: str, task: Task, tokenizer: ChatTokenizer, count: int) -> list[list[int]]:
+    """The first prompts of a file of problems, in tokens."""
+    prompts = []
+    for problem in read_problems(path, task, count):
+        prompts.append(tokenizer.encode_prompt(tokenizer.prompt_for(task, problem)))
+    return prompts
 
 
 def machine(device: torch.device) -> str:

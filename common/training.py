@@ -180,18 +180,24 @@ def check_metrics(
                          f"pairs {ids}; lower --lr or look at them; what is kept: {kept}")
 
 
+def epoch_means(log: list[dict], epoch: int) -> dict[str, float]:
+    """Means over the pairs of an epoch, of all metrics in its lines of log.jsonl."""
+    lines = [line for line in log if line["epoch"] == epoch]
+    n_pairs = sum(line["pairs"] for line in lines)
+    means = {}
+    for name in lines[0]:
+        if name not in ("step", "epoch", "pairs", "lr"):
+            means[name] = sum(line[name] * line["pairs"] for line in lines) / n_pairs
+    return means
+
+
 def summary(log: list[dict]) -> str:
     """Means over the first and the last epoch, which hold the same pairs."""
+    first, last = epoch_means(log, 0), epoch_means(log, log[-1]["epoch"])
     shown = []
     for name in ("loss", "chosen_logp", "rejected_logp"):
-        if name not in log[0]:  # nothing is rejected
-            continue
-        means = []
-        for epoch in (0, log[-1]["epoch"]):
-            lines = [line for line in log if line["epoch"] == epoch]
-            n_pairs = sum(line["pairs"] for line in lines)
-            means.append(sum(line[name] * line["pairs"] for line in lines) / n_pairs)
-        shown.append(f"{name} {means[0]:.3f} → {means[1]:.3f}")
+        if name in first:  # if nothing is rejected, the last is not
+            shown.append(f"{name} {first[name]:.3f} → {last[name]:.3f}")
     return f"{len(log)} steps; mean of the first → the last epoch: {', '.join(shown)}"
 
 

@@ -9,6 +9,7 @@ from conftest import ROOT, TOY, run
 
 from bench import real
 from common.files import read_jsonl
+from common.training import epoch_means
 
 
 def pair(id: str, chosen: str, rejected: str | None, ended: bool = True) -> dict:
@@ -27,10 +28,10 @@ def test_pairs_in_numbers():
         "rejected": {"wrong": 1, "right": 1, "no answer": 1, "cut off": 1}}
 
 
-def test_means_of_the_first_and_the_last_epoch_are_over_pairs():
+def test_means_of_an_epoch_are_over_pairs():
     log = [{"epoch": 0, "pairs": 3, "loss": 1.0}, {"epoch": 0, "pairs": 1, "loss": 3.0},
            {"epoch": 1, "pairs": 3, "loss": 9.0}, {"epoch": 2, "pairs": 4, "loss": 0.5}]
-    assert real.first_and_last(log) == [{"epoch": 0, "loss": 1.5}, {"epoch": 2, "loss": 0.5}]
+    assert epoch_means(log, 0) == {"loss": 1.5} and epoch_means(log, 2) == {"loss": 0.5}
 
 
 def test_differences_are_paired():
